@@ -1,0 +1,105 @@
+"""The hash chain: each row's hash covers the row before it and every other column.
+
+``hash = SHA-256(previous_hash || column || column ...)``. A column is a type tag, then for text
+and blobs a length, then the value, so that no two different rows have the same encoding. The
+payload is hashed as the exact bytes stored. Whoever keeps the newest position and hash can prove
+later that nothing before it was altered, removed or reordered.
+"""
+
+import hashlib
+import struct
+from typing import Final
+
+from msgspec import Struct
+
+from domain.errors import ChainBroken
+from domain.ids import Position, StateId, Version
+
+
+class Row(Struct, frozen=True, kw_only=True):
+    """One stored event, as it lies in the log.
+
+    ``version`` is null for an event that leaves its state as it was; ``at_version`` then says
+    which version it looked at. ``recorded_at`` is RFC 3339, UTC, with microseconds.
+    """
+
+    position: Position
+    state_id: StateId
+    version: Version | None
+    at_version: Version | None
+    type: str
+    schema: int
+    payload: str
+    fingerprint: str | None
+    recorded_at: str
+    actor: str
+    request_id: str
+    previous_hash: bytes
+    hash: bytes
+
+
+class Head(Struct, frozen=True):
+    """The newest row of a log: its position and hash."""
+
+    position: Position
+    hash: bytes
+
+
+_GENESIS: Final = b"cacher-api3 log 1\0"
+
+
+def genesis(log_id: str) -> Head:
+    """The head of a log that has no events yet; it names the log."""
+    return Head(Position(0), hashlib.sha256(_GENESIS + log_id.encode()).digest())
+
+
+def _column(value: int | str | None) -> bytes:
+    match value:
+        case None:
+            return b"N"
+        case int():
+            return b"I" + struct.pack(">q", value)
+        case str():
+            data = value.encode()
+            return b"T" + struct.pack(">q", len(data)) + data
+
+
+def row_hash(row: Row) -> bytes:
+    """SHA-256 over the previous hash and every column of ``row`` but the hash itself."""
+    columns = (
+        row.position,
+        row.state_id,
+        row.version,
+        row.at_version,
+        row.type,
+        row.schema,
+        row.payload,
+        row.fingerprint,
+        row.recorded_at,
+        row.actor,
+        row.request_id,
+    )
+    return hashlib.sha256(row.previous_hash + b"".join(map(_column, columns))).digest()
+
+
+def blobs_digest(blobs: tuple[bytes, ...]) -> str:
+    """SHA-256 (hexadecimal) over blobs in order, each with its length before it."""
+    return hashlib.sha256(b"".join(struct.pack(">q", len(b)) + b for b in blobs)).hexdigest()
+
+
+def follow(head: Head, row: Row) -> Head:
+    """The head after ``row``, which must come next.
+
+    Raises:
+        ChainBroken: the row does not follow ``head``, or its hash is not that of its columns.
+    """
+    if row.position <= head.position:
+        raise ChainBroken(row.position, f"comes after position {head.position}")
+    if row.previous_hash != head.hash:
+        raise ChainBroken(
+            row.position,
+            f"does not follow position {head.position}: a row between was changed or removed",
+        )
+    if row_hash(row) != row.hash:
+        raise ChainBroken(row.position, "a column was changed: the row does not match its hash")
+    return Head(row.position, row.hash)

@@ -1,0 +1,240 @@
+"""The facts that make up a log: the storage contract.
+
+An event is past tense and never changed. It is stored under an explicit tag (``type``) and a
+schema number; a new field needs a default, a changed meaning needs a new tag. Events carry token
+ids, never text alone, and everything an answer to the client was made of.
+"""
+
+from typing import Any, Final, Literal
+
+import msgspec
+from msgspec import Struct
+
+from domain.chain import Row
+from domain.config import (
+    ConfigChanges,
+    GenerationParameters,
+    LogitsStorage,
+    Metadata,
+    ModelType,
+    StateConfig,
+)
+from domain.errors import UnknownEvent
+from domain.ids import ModelId, Position, Seed, StateId, TokenId, Version
+
+SCHEMA: Final = 1
+"""Number of the payload schema that this release writes; it reads this one and all before."""
+
+FinishReason = Literal["stop_sequence", "stop_token", "eos", "context_full", "cancelled"]
+
+
+class Fragment(Struct, frozen=True, kw_only=True):
+    """A run of tokens and the text they add.
+
+    ``ends[i]`` is the length (Unicode code points) of the text after token ``i``; a token that
+    ends inside a character adds nothing, the one that completes it adds the whole character.
+    """
+
+    tokens: tuple[TokenId, ...]
+    text: str
+    ends: tuple[int, ...]
+
+    def pieces(self) -> tuple[str, ...]:
+        """What each token adds to the text; together they are the text."""
+        starts = (0, *self.ends)
+        return tuple(self.text[start:end] for start, end in zip(starts, self.ends, strict=False))
+
+
+class New(Struct, frozen=True, kw_only=True, tag="new", tag_field="kind"):
+    """The state began with the text or tokens its client gave."""
+
+
+class Fork(Struct, frozen=True, kw_only=True, tag="fork", tag_field="kind"):
+    """The state began as the first ``head_position`` tokens of another at ``version``."""
+
+    state_id: StateId
+    version: Version
+    head_position: int
+
+
+Origin = New | Fork
+
+
+class Alternative(Struct, frozen=True, kw_only=True):
+    """One of the likeliest tokens at a place."""
+
+    token_id: TokenId
+    text: str
+    logprob: float
+
+
+class Scores(Struct, frozen=True, kw_only=True):
+    """What the model said about each of a run of tokens, before any processing of its logits.
+
+    ``logprobs`` (natural logarithm), ``ranks`` (0 = likeliest), ``entropies`` (nats) and
+    ``logsumexps`` have one value per token. ``logits_digests`` are BLAKE2b with 8 bytes, in
+    hexadecimal, over the logits row (float32, little endian, one value per vocabulary entry).
+    """
+
+    logprobs: tuple[float, ...]
+    ranks: tuple[int, ...]
+    entropies: tuple[float, ...]
+    logsumexps: tuple[float, ...]
+    logits_digests: tuple[str, ...]
+
+
+class StoredLogits(Struct, frozen=True, kw_only=True):
+    """Logits kept beside the event, one blob per token.
+
+    ``top_k``: ids (int32) then values (float32) of the ``k`` largest, little endian, largest
+    first, ties by lower id. ``full``: the float32 row, compressed with zlib. ``digest`` is the
+    SHA-256 of the length-prefixed blobs in order.
+    """
+
+    kind: LogitsStorage
+    k: int
+    digest: str
+
+
+class StateCreated(Struct, frozen=True, kw_only=True, tag_field="type", tag="state_created"):
+    """A state began."""
+
+    origin: Origin
+    model_id: ModelId
+    model_type: ModelType
+    config: StateConfig
+    metadata: Metadata
+    content: Fragment
+
+
+class TextForwarded(Struct, frozen=True, kw_only=True, tag_field="type", tag="text_forwarded"):
+    """Text was appended without generating."""
+
+    start: int
+    content: Fragment
+    scores: Scores
+
+
+class TokensGenerated(Struct, frozen=True, kw_only=True, tag_field="type", tag="tokens_generated"):
+    """The model continued the state.
+
+    ``start`` is the absolute position of the first new token: with the seed it fixes every
+    random number drawn. ``sampling_probabilities`` are those under the processed distribution.
+    ``finish_reason`` null means ``max_tokens`` was reached and the text could go on.
+    """
+
+    parameters: GenerationParameters
+    seed: Seed
+    start: int
+    content: Fragment
+    scores: Scores
+    sampling_probabilities: tuple[float, ...]
+    alternatives: tuple[tuple[Alternative, ...], ...]
+    stored_logits: StoredLogits | None
+    finish_reason: FinishReason | None
+
+
+class ConfigChanged(Struct, frozen=True, kw_only=True, tag_field="type", tag="config_changed"):
+    """Settings of the state changed from here on."""
+
+    changes: ConfigChanges
+
+
+class HeadRewound(Struct, frozen=True, kw_only=True, tag_field="type", tag="head_rewound"):
+    """The state was cut back to its first ``to_position`` tokens."""
+
+    to_position: int
+
+
+class StateDeleted(Struct, frozen=True, kw_only=True, tag_field="type", tag="state_deleted"):
+    """The state takes no more operations."""
+
+
+Event = StateCreated | TextForwarded | TokensGenerated | ConfigChanged | HeadRewound | StateDeleted
+
+
+class Recorded(Struct, frozen=True):
+    """An event and the row that holds it."""
+
+    row: Row
+    event: Event
+
+    @property
+    def position(self) -> Position:
+        """Place in the log."""
+        return self.row.position
+
+    @property
+    def state_id(self) -> StateId:
+        """The state it happened to."""
+        return self.row.state_id
+
+    @property
+    def version(self) -> Version:
+        """The state's version after it (every event of this release changes its state)."""
+        assert self.row.version is not None
+        return self.row.version
+
+
+class Fingerprint(Struct, frozen=True, kw_only=True):
+    """Identity of the numerics a result was computed under.
+
+    ``id`` is the SHA-256 (hexadecimal) of ``document``, which names everything the bits depend
+    on. Results under equal fingerprints are equal bit for bit if ``deterministic``.
+    """
+
+    id: str
+    document: str
+    deterministic: bool
+
+
+class GenerationStarted(Struct, frozen=True, kw_only=True):
+    """The intent of a streamed generation, kept outside the state's versions.
+
+    Written before the first token leaves, so that a crash in mid-stream leaves a trace and the
+    same tokens can be drawn again.
+    """
+
+    state_id: StateId
+    base_version: Version
+    parameters: GenerationParameters
+    seed: Seed
+    fingerprint: str
+
+
+_encoder: Final = msgspec.json.Encoder(order="sorted")
+_decoder: Final[msgspec.json.Decoder[Event]] = msgspec.json.Decoder(Event)
+
+
+def encode(event: Event) -> str:
+    """The payload as it is stored: JSON with sorted keys, readable without this program."""
+    return _encoder.encode(event).decode()
+
+
+def event_type(event: Event) -> str:
+    """The tag an event is stored under."""
+    tag = event.__struct_config__.tag
+    assert isinstance(tag, str)
+    return tag
+
+
+def decode(row: Row) -> Recorded:
+    """The event in a row.
+
+    Raises:
+        UnknownEvent: a newer schema, an unknown tag, or a payload that is not that event.
+    """
+    if row.schema > SCHEMA:
+        raise UnknownEvent(row.position, f"schema {row.schema} is newer than {SCHEMA}")
+    try:
+        event = _decoder.decode(row.payload)
+    except msgspec.DecodeError as error:
+        raise UnknownEvent(row.position, f"not a known event: {error}") from error
+    if event_type(event) != row.type:
+        raise UnknownEvent(row.position, f"stored as {row.type!r}, holds {event_type(event)!r}")
+    return Recorded(row, event)
+
+
+def as_json(value: Any) -> str:
+    """Any JSON value with sorted keys: the canonical form used for digests of requests."""
+    return _encoder.encode(value).decode()

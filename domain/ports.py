@@ -1,0 +1,293 @@
+"""What the application needs from the outside, as protocols; ``infra`` makes them real."""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Protocol
+
+from msgspec import Struct
+
+from domain.chain import Head, Row
+from domain.config import GenerationParameters, LogitsStorage, ModelType, SamplingParameters
+from domain.events import (
+    Alternative,
+    Event,
+    Fingerprint,
+    FinishReason,
+    Fragment,
+    GenerationStarted,
+    Recorded,
+    Scores,
+)
+from domain.ids import ModelId, Position, Seed, StateId, TokenId, Version
+
+
+class Provenance(Struct, frozen=True, kw_only=True):
+    """Who caused an event, by which request, and when (RFC 3339, UTC, microseconds)."""
+
+    actor: str
+    request_id: str
+    recorded_at: str
+
+
+class Idempotency(Struct, frozen=True, kw_only=True):
+    """A client's ``Idempotency-Key`` in its scope, and the SHA-256 of the request's body."""
+
+    actor: str
+    method: str
+    path: str
+    key: str
+    request_digest: bytes
+
+
+class Append(Struct, frozen=True, kw_only=True):
+    """One event to add to one state.
+
+    ``expected_version`` is the version the state has now (0 for a new state); the event gets the
+    next one. ``logits`` are blobs kept beside the event, one per token.
+    """
+
+    state_id: StateId
+    expected_version: Version
+    event: Event
+    fingerprint: Fingerprint | None = None
+    logits: tuple[bytes, ...] = ()
+
+
+class Remembered(Struct, frozen=True):
+    """What a request with this ``Idempotency-Key`` did: the digest of its body, its events."""
+
+    request_digest: bytes
+    events: tuple[Recorded, ...]
+
+
+class StatePage(Struct, frozen=True):
+    """A page of live states, newest first; ``next_cursor`` is null on the last page."""
+
+    state_ids: tuple[StateId, ...]
+    next_cursor: Position | None
+
+
+class LogReader(Protocol):
+    """Reads of the log. Nothing here waits for a writer."""
+
+    async def head(self) -> Head:
+        """The newest position and hash (the genesis head of an empty log)."""
+
+    async def genesis(self) -> Head:
+        """The head before the first event."""
+
+    async def rows(self, *, after: Position = Position(0), limit: int | None = None) -> list[Row]:
+        """Rows of the whole log in order, from the one after position ``after``."""
+
+    async def state_rows(
+        self,
+        state_id: StateId,
+        *,
+        after: Version = Version(0),
+        until: Version | None = None,
+        limit: int | None = None,
+    ) -> list[Row]:
+        """Rows of one state in order: versions above ``after``, up to and with ``until``."""
+
+    async def logits(self, position: Position) -> tuple[bytes, ...]:
+        """The blobs kept beside an event, in order."""
+
+    async def fingerprint(self, fingerprint_id: str) -> Fingerprint | None:
+        """A fingerprint that some event refers to."""
+
+    async def live_states(
+        self, *, limit: int, cursor: Position | None = None, model_id: ModelId | None = None
+    ) -> StatePage:
+        """States that are not deleted, newest first, from below ``cursor``."""
+
+    async def state_ids(self) -> list[StateId]:
+        """Every state that ever was, oldest first."""
+
+
+class EventLog(LogReader, Protocol):
+    """The one truth. What :meth:`append` has returned is on disk."""
+
+    async def append(
+        self,
+        appends: Sequence[Append],
+        *,
+        provenance: Provenance,
+        idempotency: Idempotency | None = None,
+    ) -> tuple[Recorded, ...]:
+        """Record events, all or none, and the ``Idempotency-Key`` they answer.
+
+        Raises:
+            VersionConflict: a state is not at its ``expected_version``; names the current one.
+            QueueFull: too many appends are waiting.
+            LogUnavailable: the database could not be written; nothing was recorded.
+        """
+
+    async def recall(self, idempotency: Idempotency) -> Remembered | None:
+        """What an earlier request with this key in this scope did."""
+
+    async def begin_generation(
+        self,
+        started: GenerationStarted,
+        *,
+        provenance: Provenance,
+        idempotency: Idempotency | None = None,
+    ) -> None:
+        """Record the intent of a streamed generation, on disk before this returns."""
+
+    async def begun_generation(self, idempotency: Idempotency) -> GenerationStarted | None:
+        """The intent that a streamed request with this key left, if any."""
+
+
+class Step(Struct, frozen=True, kw_only=True):
+    """One generated token, with everything about it that is recorded."""
+
+    token_id: TokenId
+    text: str
+    logprob: float
+    rank: int
+    entropy: float
+    logsumexp: float
+    logits_digest: str
+    sampling_probability: float
+    alternatives: tuple[Alternative, ...]
+    logits: bytes | None
+    finish_reason: FinishReason | None
+
+
+class GenerationRequest(Struct, frozen=True, kw_only=True):
+    """Continue ``tokens`` by at most ``max_new`` tokens (0 or more).
+
+    Ends before that at a stop or at the model's end-of-sequence token; reaching
+    ``context_size`` is an end of its own. ``store_logits`` says which logits each step brings.
+    """
+
+    tokens: tuple[TokenId, ...]
+    parameters: GenerationParameters
+    seed: Seed
+    max_new: int
+    context_size: int
+    store_logits: LogitsStorage
+    top_k_logits: int
+
+
+class Choice(Struct, frozen=True):
+    """How the token at ``position`` was drawn."""
+
+    position: int
+    sampling: SamplingParameters
+    seed: Seed
+
+
+class Scored(Struct, frozen=True, kw_only=True):
+    """The scores of a run of given tokens, and what the choices asked about would draw now.
+
+    ``chosen`` and ``sampling_probabilities`` are in order of position. ``tokens_reused`` had
+    their K/V in the cache, ``tokens_computed`` did not.
+    """
+
+    scores: Scores
+    chosen: tuple[TokenId, ...]
+    sampling_probabilities: tuple[float, ...]
+    tokens_computed: int
+    tokens_reused: int
+
+
+class ModelInfo(Struct, frozen=True, kw_only=True):
+    """What is known of a model without loading it."""
+
+    model_id: ModelId
+    description: str
+    model_type: ModelType | None
+    loaded: bool
+    embedded: bool
+
+
+class Numerics(Struct, frozen=True, kw_only=True):
+    """What a loaded model claims about its bits, and how they are made."""
+
+    deterministic: bool
+    fingerprint: str
+    strategy: str
+    dtype: str
+    quantum: int
+    query_tile: int
+    note: str | None
+
+
+class CacheCounters(Struct, frozen=True, kw_only=True):
+    """The KV cache of one model since it was loaded. Hits and misses count blocks."""
+
+    block_tokens: int
+    block_bytes: int
+    blocks_total: int
+    blocks_held: int
+    blocks_cached: int
+    hits: int
+    misses: int
+    evictions: int
+    sequences: int
+
+
+class LanguageModel(Protocol):
+    """A loaded causal language model. All work runs on the engine's thread."""
+
+    model_id: ModelId
+    model_type: ModelType
+    context_size: int
+    vocabulary_size: int
+    config: dict[str, Any]
+    numerics: Numerics
+    fingerprint: Fingerprint
+
+    def encode(self, text: str, *, beginning: bool) -> tuple[TokenId, ...]:
+        """Tokens of a text; at the beginning with the special tokens the model expects."""
+
+    def opening(self) -> tuple[TokenId, ...]:
+        """Tokens of a state that begins with nothing: BOS, or EOS where there is no BOS."""
+
+    def fragment(self, before: Sequence[TokenId], tokens: Sequence[TokenId]) -> Fragment:
+        """``tokens`` with the text each of them adds after ``before``."""
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[Step]:
+        """Draw tokens one by one. Closing the iterator ends the work and frees its memory."""
+
+    async def score(
+        self,
+        tokens: Sequence[TokenId],
+        start: int,
+        *,
+        choices: Sequence[Choice] = (),
+        private: bool = False,
+    ) -> Scored:
+        """Score ``tokens[start:]`` in one pass (``start`` >= 1).
+
+        ``choices`` asks what would be drawn at some of these positions, in order. ``private``
+        uses no KV block that this call did not compute itself, and leaves none behind.
+        """
+
+    def tokens_hot(self, tokens: Sequence[TokenId]) -> int:
+        """How many leading tokens have their K/V in the cache."""
+
+    def counters(self) -> CacheCounters:
+        """Counters of the KV cache."""
+
+
+class Models(Protocol):
+    """The models that may be named here."""
+
+    def known(self) -> list[ModelInfo]:
+        """Every model that clients may name (hub names allowed by ``*`` excepted)."""
+
+    def info(self, model_id: ModelId) -> ModelInfo:
+        """One of them.
+
+        Raises:
+            ModelNotFound: clients may not name it.
+        """
+
+    async def get(self, model_id: ModelId) -> LanguageModel:
+        """The model, loaded if it was not.
+
+        Raises:
+            ModelNotFound: clients may not name it.
+            ModelUnavailable: it cannot be loaded; says why and what would work.
+        """

@@ -1,0 +1,1 @@
+"""The ports of :mod:`domain` made real: the event log, the engine, the models."""

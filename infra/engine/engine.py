@@ -1,0 +1,71 @@
+"""The one thread that runs models. Everything else waits for it without blocking."""
+
+import queue
+import threading
+from collections.abc import Callable
+
+import torch
+
+from infra.engine.jobs import Job
+from infra.engine.runner import Runner
+
+Command = Callable[[], None]
+
+
+class Engine:
+    """Owns the engine thread: takes jobs from any thread, steps the models that have work.
+
+    Models with work take turns, one forward pass each. Used as a context manager.
+    """
+
+    def __init__(self) -> None:
+        self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._busy: list[Runner] = []
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def __enter__(self) -> "Engine":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.submit(self._stop)
+        self._thread.join()
+
+    def submit(self, command: Command) -> None:
+        """Run ``command`` on the engine's thread, between two forward passes."""
+        self._commands.put(command)
+
+    def start(self, runner: Runner, job: Job) -> None:
+        """Have ``runner`` work on ``job``."""
+
+        def add() -> None:
+            runner.add(job)
+            if runner not in self._busy:
+                self._busy.append(runner)
+
+        self.submit(add)
+
+    def cancel(self, runner: Runner, job: Job) -> None:
+        """Stop the work on ``job``; nothing happens if it is done."""
+        self.submit(lambda: runner.drop(job))
+
+    def _stop(self) -> None:
+        self._stopping = True
+
+    def _run(self) -> None:
+        torch.set_num_threads(1)
+        while not self._stopping:
+            self._obey()
+            for runner in list(self._busy):
+                if runner.busy:
+                    runner.step()
+                else:
+                    self._busy.remove(runner)
+
+    def _obey(self) -> None:
+        """Run the commands that wait; with nothing else to do, wait for one."""
+        if not self._busy:
+            self._commands.get()()
+        while not self._commands.empty():
+            self._commands.get()()

@@ -1,0 +1,52 @@
+"""The numerics fingerprint: everything the bits of a result depend on, in one digest."""
+
+import hashlib
+import json
+from typing import Any, Final
+
+import numpy as np
+import torch
+import transformers
+
+from domain.events import Fingerprint
+from infra.engine.blocks import BLOCK_TOKENS
+from infra.engine.executor import Prepared
+from infra.engine.probe import Finding
+from infra.engine.sampler import counter_vector
+
+NUMERICS_VERSION: Final = 1
+"""Raised whenever our own kernels, their order or the sampler change their bits."""
+
+
+def fingerprint(prepared: Prepared, identity: dict[str, Any], finding: Finding) -> Fingerprint:
+    """Fingerprint of a prepared model; ``identity`` names its files.
+
+    The golden digest covers logits and K/V of a fixed text: the CPU's capability alone is too
+    coarse a name for what the libraries choose to do on it.
+    """
+    document = json.dumps(
+        {
+            "numerics_version": NUMERICS_VERSION,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "numpy": np.__version__,
+            "device": "cpu",
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+            "dtype": str(prepared.dtype).removeprefix("torch."),
+            "strategy": prepared.strategy.name,
+            "quantum": prepared.quantum,
+            "query_tile": prepared.query_tile,
+            "block_tokens": BLOCK_TOKENS,
+            "golden": finding.golden,
+            "sampler": hashlib.sha256(counter_vector(42, range(8))).hexdigest(),
+            "deterministic": finding.failure is None,
+            **identity,
+        },
+        sort_keys=True,
+        default=str,
+    )
+    return Fingerprint(
+        id=hashlib.sha256(document.encode()).hexdigest(),
+        document=document,
+        deterministic=finding.failure is None,
+    )

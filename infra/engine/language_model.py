@@ -1,0 +1,203 @@
+"""A loaded model as the application sees it: :class:`domain.ports.LanguageModel`."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import torch
+
+from domain.config import ModelType
+from domain.errors import ModelUnavailable, TooLarge
+from domain.events import Fingerprint, Fragment
+from domain.ids import ModelId, TokenId
+from domain.ports import CacheCounters, Choice, GenerationRequest, Numerics, Scored, Step
+from infra.engine import strategies
+from infra.engine.blocks import BLOCK_TOKENS, BlockPool, block_keys, blocks_for
+from infra.engine.engine import Engine
+from infra.engine.executor import Executor, prepare
+from infra.engine.fingerprint import fingerprint
+from infra.engine.jobs import Generation, Job, Scoring
+from infra.engine.kv_store import KVStore
+from infra.engine.probe import check_against_plain, plain_logits, probe
+from infra.engine.runner import Runner
+from infra.models.loader import Loaded
+
+Item = TypeVar("Item")
+
+MAX_ROWS: Final = 256
+"""Rows of one forward pass at most: what a long prompt may delay a stream by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """How models are run: settings of the server.
+
+    ``hot_cache_bytes`` bounds the KV cache of one model; ``max_batch`` the sequences that run
+    together.
+    """
+
+    dtype: torch.dtype
+    strategy: str
+    threads: int
+    hot_cache_bytes: int
+    max_batch: int
+
+
+class TransformersModel:
+    """A causal language model of transformers, run by the engine."""
+
+    model_type: ModelType = "causal_lm"
+
+    def __init__(
+        self, model_id: ModelId, loaded: Loaded, engine: Engine, options: EngineOptions
+    ) -> None:
+        """Prepare and probe the model; takes seconds, so not on the event loop.
+
+        Raises:
+            ModelUnavailable: its results are not those of plain transformers, or the cache is
+                too small for one text.
+        """
+        self.model_id = model_id
+        self.config: dict[str, Any] = loaded.config
+        self.context_size = loaded.context_size
+        self.vocabulary_size: int = loaded.config["vocab_size"]
+        self._tokenizer = loaded.tokenizer
+        self._engine = engine
+        torch.set_num_threads(1)
+        plain = plain_logits(loaded.model, self.vocabulary_size, self.context_size)
+        strategy = strategies.choose(options.strategy, options.dtype, options.threads)
+        prepared = prepare(loaded.model, strategy, options.dtype)
+        check_against_plain(model_id, prepared, plain, self.vocabulary_size)
+        finding = probe(prepared, loaded.config, self.vocabulary_size, self.context_size)
+        self.fingerprint: Fingerprint = fingerprint(prepared, loaded.identity, finding)
+        self.numerics = Numerics(
+            deterministic=finding.failure is None,
+            fingerprint=self.fingerprint.id,
+            strategy=strategy.name,
+            dtype=str(options.dtype).removeprefix("torch."),
+            quantum=prepared.quantum,
+            query_tile=prepared.query_tile,
+            note=finding.failure or f"contract probed up to {finding.tokens} tokens",
+        )
+        self._root = bytes.fromhex(self.fingerprint.id)
+        self._block_bytes = prepared.geometry.block_bytes(options.dtype)
+        blocks = options.hot_cache_bytes // self._block_bytes
+        if blocks <= blocks_for(self.context_size):
+            needed = (blocks_for(self.context_size) + 1) * self._block_bytes
+            raise ModelUnavailable(
+                model_id,
+                f"one full text needs {needed} bytes of KV cache",
+                "Raise CACHER_HOT_CACHE_BYTES",
+            )
+        self._runner = Runner(
+            Executor(prepared, KVStore(prepared.geometry, blocks, options.dtype)),
+            BlockPool(blocks),
+            max_sequences=options.max_batch,
+            max_rows=MAX_ROWS,
+        )
+
+    def encode(self, text: str, *, beginning: bool) -> tuple[TokenId, ...]:
+        """Tokens of a text; at the beginning with the special tokens the model expects."""
+        return self._tokenizer.encode(text, beginning=beginning)
+
+    def opening(self) -> tuple[TokenId, ...]:
+        """Tokens of a state that begins with nothing: BOS, or EOS where there is no BOS."""
+        tokenizer = self._tokenizer
+        tokens = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+        return tuple(token for token in tokens if token is not None)[:1]
+
+    def fragment(self, before: Sequence[TokenId], tokens: Sequence[TokenId]) -> Fragment:
+        """``tokens`` with the text each of them adds after ``before``."""
+        return self._tokenizer.fragment(before, tokens)
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Step]:
+        """Draw tokens one by one. Closing the iterator ends the work and frees its memory."""
+        if request.max_new == 0:
+            return
+        inbox: asyncio.Queue[Step | Exception | None] = asyncio.Queue()
+        job = Generation(
+            request, root=self._root, tokenizer=self._tokenizer, deliver=_deliver_to(inbox)
+        )
+        self._start(job)
+        try:
+            while (item := await inbox.get()) is not None:
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+        finally:
+            self._engine.cancel(self._runner, job)
+
+    async def score(
+        self,
+        tokens: Sequence[TokenId],
+        start: int,
+        *,
+        choices: Sequence[Choice] = (),
+        private: bool = False,
+    ) -> Scored:
+        """Score ``tokens[start:]`` in one pass; see the port."""
+        inbox: asyncio.Queue[Scored | Exception] = asyncio.Queue()
+        job = Scoring(
+            tokens,
+            start,
+            root=None if private else self._root,
+            choices=choices,
+            deliver=_deliver_to(inbox),
+        )
+        self._start(job)
+        try:
+            result = await inbox.get()
+        finally:
+            self._engine.cancel(self._runner, job)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def tokens_hot(self, tokens: Sequence[TokenId]) -> int:
+        """How many leading tokens have their K/V in the cache."""
+        keys = block_keys(self._root, tokens, limit=len(tokens))
+        return self._runner.pool.count_cached(keys) * BLOCK_TOKENS
+
+    def counters(self) -> CacheCounters:
+        """Counters of the KV cache."""
+        pool = self._runner.pool
+        return CacheCounters(
+            block_tokens=BLOCK_TOKENS,
+            block_bytes=self._block_bytes,
+            blocks_total=pool.capacity - 1,
+            blocks_held=pool.held,
+            blocks_cached=pool.cached,
+            hits=pool.hits,
+            misses=pool.misses,
+            evictions=pool.evictions,
+            sequences=self._runner.scheduler.sequences,
+        )
+
+    async def forget(self) -> None:
+        """Drop every block of the cache that no running work holds."""
+        done: asyncio.Queue[None] = asyncio.Queue()
+        deliver = _deliver_to(done)
+
+        def forget() -> None:
+            self._runner.pool.forget()
+            deliver(None)
+
+        self._engine.submit(forget)
+        await done.get()
+
+    def _start(self, job: Job) -> None:
+        if not self._runner.scheduler.fits(job.text.limit):
+            raise TooLarge(f"{job.text.limit} tokens do not fit the KV cache")
+        self._engine.start(self._runner, job)
+
+
+def _deliver_to(inbox: "asyncio.Queue[Item]") -> Callable[[Item], None]:
+    """Puts items into ``inbox`` from the engine's thread; it holds one text's steps at most."""
+    loop = asyncio.get_running_loop()
+
+    def deliver(item: Item) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(inbox.put_nowait, item)
+
+    return deliver

@@ -1,0 +1,68 @@
+"""All work on one model: jobs in, forward passes, results out. Runs on the engine's thread."""
+
+import logging
+
+from infra.engine.blocks import BlockPool
+from infra.engine.executor import Executor
+from infra.engine.jobs import Job
+from infra.engine.sampler import Row
+from infra.engine.scheduler import Scheduler, Sequence, Slice
+
+logger = logging.getLogger(__name__)
+
+
+class Runner:
+    """Steps a model through the jobs given to it."""
+
+    def __init__(
+        self, executor: Executor, pool: BlockPool, *, max_sequences: int, max_rows: int
+    ) -> None:
+        self.executor = executor
+        self.pool = pool
+        self.scheduler = Scheduler(pool, max_sequences=max_sequences, max_rows=max_rows)
+        self._jobs: dict[Sequence, Job] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to do."""
+        return self.scheduler.busy
+
+    def add(self, job: Job) -> None:
+        """Take on a job."""
+        self._jobs[job.text] = job
+        self.scheduler.add(job.text)
+
+    def drop(self, job: Job) -> None:
+        """Stop working on a job, finished or not; its blocks are free at once."""
+        if self._jobs.pop(job.text, None) is not None:
+            self.scheduler.remove(job.text)
+
+    def step(self) -> None:
+        """One forward pass, and what follows from its logits."""
+        slices = self.scheduler.plan()
+        try:
+            logits = self.executor.run(slices)
+        except Exception as error:
+            logger.exception("a forward pass failed")
+            for piece in slices:
+                self._fail(piece, error)
+            return
+        self.scheduler.commit(slices)
+        rows = iter(logits.numpy())
+        for piece in slices:
+            self._accept(piece, [next(rows) for _ in piece.wanted])
+
+    def _accept(self, piece: Slice, rows: list[Row]) -> None:
+        job = self._jobs[piece.sequence]
+        try:
+            for position, row in zip(piece.wanted, rows, strict=True):
+                if job.accept(position, row):
+                    self.drop(job)
+        except Exception as error:
+            logger.exception("a job failed")
+            self._fail(piece, error)
+
+    def _fail(self, piece: Slice, error: Exception) -> None:
+        job = self._jobs[piece.sequence]
+        self.drop(job)
+        job.fail(error)

@@ -1,0 +1,1 @@
+"""Models: their names, their files, their tokenizers, and the ones that ship."""

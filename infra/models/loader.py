@@ -1,0 +1,141 @@
+"""From a source to a transformers model, its tokenizer and the digests of both.
+
+Only safetensors files are read and no code that comes with a model is run.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError
+from torch import nn
+
+from domain.errors import ModelUnavailable, invalid
+from infra.models.catalogue import Source
+from infra.models.tokenizer import Tokenizer, UnsupportedTokenizer
+
+_FILES: Final = ["*.safetensors", "*.json", "*.txt", "tokenizer.model"]
+_REMEDY: Final = (
+    "What works without the hub: the embedded model 'cacher-tiny', or CACHER_MODEL_NAME set to a"
+    " folder with config.json, the tokenizer's files and *.safetensors"
+)
+_LENGTH_DEPENDENT_ROPE: Final = {"dynamic", "longrope"}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model as transformers built it, and what identifies it.
+
+    ``identity`` goes into the numerics fingerprint: source, revision, digests of the files.
+    """
+
+    model: nn.Module
+    tokenizer: Tokenizer
+    config: dict[str, Any]
+    context_size: int
+    identity: dict[str, Any]
+
+
+def load(source: Source, dtype: torch.dtype) -> Loaded:
+    """Load a causal language model.
+
+    Raises:
+        ModelUnavailable: its files cannot be had or are not usable; says why.
+        InvalidInput: it is a classifier.
+    """
+    try:
+        folder, revision = _folder(source)
+        return _load_folder(source, folder, revision, dtype)
+    except (OSError, EntryNotFoundError, HfHubHTTPError, HFValidationError) as error:
+        raise ModelUnavailable(source.model_id, _first_line(error), _REMEDY) from error
+    except (ValueError, KeyError, SafetensorError, UnsupportedTokenizer) as error:
+        reason = f"its files are not usable: {_first_line(error)}"
+        raise ModelUnavailable(source.model_id, reason, _REMEDY) from error
+
+
+def read_config(source: Source) -> dict[str, Any] | None:
+    """The model's ``config.json`` where that needs no download."""
+    if source.kind == "hub":
+        return None
+    config = transformers.AutoConfig.from_pretrained(source.location, local_files_only=True)
+    return dict(config.to_dict())
+
+
+def is_classifier(config: dict[str, Any]) -> bool:
+    """Whether a config is that of a sequence classifier."""
+    names: list[str] = config.get("architectures") or []
+    return any(name.endswith("ForSequenceClassification") for name in names)
+
+
+def _folder(source: Source) -> tuple[Path, str | None]:
+    """The folder with the model's files, and the revision it was pinned to."""
+    if source.kind != "hub":
+        return Path(source.location), None
+    folder = Path(snapshot_download(source.location, allow_patterns=_FILES))
+    return folder, folder.name
+
+
+def _load_folder(source: Source, folder: Path, revision: str | None, dtype: torch.dtype) -> Loaded:
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    if is_classifier(config.to_dict()):
+        raise invalid("model_id", f"{source.model_id!r} is a classifier; a causal_lm is needed")
+    _check_rope(config.to_dict())
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise FileNotFoundError("there is no *.safetensors file; other formats are not read")
+    tokenizer = Tokenizer(transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True))
+    model: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(
+        folder,
+        config=config,
+        dtype=dtype,
+        attn_implementation="eager",
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+    )
+    return Loaded(
+        model=model.eval().requires_grad_(False),
+        tokenizer=tokenizer,
+        config=config.to_dict(),
+        context_size=config.max_position_embeddings,
+        identity={
+            "model": source.model_id,
+            "source": source.kind,
+            "revision": revision,
+            "config": config.to_dict(),
+            "weights": [_digest(file) for file in weights],
+            "tokenizer": tokenizer.digest,
+        },
+    )
+
+
+def _check_rope(config: dict[str, Any]) -> None:
+    """Refuse rotary positions whose angles depend on how long the batch is."""
+    unusable = _LENGTH_DEPENDENT_ROPE & set(_rope_types(config))
+    if unusable:
+        raise ValueError(f"rope type {unusable.pop()!r} depends on the length of the batch")
+
+
+def _rope_types(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if key in ("rope_type", "type") and isinstance(item, str):
+                yield item
+            else:
+                yield from _rope_types(item)
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

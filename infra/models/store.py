@@ -1,0 +1,85 @@
+"""The models that may be named here, loaded on first use: :class:`domain.ports.Models`."""
+
+import asyncio
+from collections import OrderedDict
+
+from domain.ids import ModelId
+from domain.ports import ModelInfo
+from infra.engine.engine import Engine
+from infra.engine.language_model import EngineOptions, TransformersModel
+from infra.models import loader
+from infra.models.catalogue import Catalogue, Source
+
+
+class ModelStore:
+    """Loads models, each once, and keeps at most ``max_models``: least recently used goes first.
+
+    A model that is let go finishes the work it has; its memory is freed after that.
+    """
+
+    def __init__(
+        self, catalogue: Catalogue, engine: Engine, options: EngineOptions, *, max_models: int
+    ) -> None:
+        self._catalogue = catalogue
+        self._engine = engine
+        self._options = options
+        self._max_models = max_models
+        self._models: OrderedDict[ModelId, asyncio.Task[TransformersModel]] = OrderedDict()
+
+    @property
+    def default(self) -> ModelId:
+        """The model of states whose client names none."""
+        return self._catalogue.default
+
+    def known(self) -> list[ModelInfo]:
+        """Every model that clients may name (hub names allowed by ``*`` excepted)."""
+        return [self._info(source) for source in self._catalogue.sources()]
+
+    def info(self, model_id: ModelId) -> ModelInfo:
+        """One of them."""
+        return self._info(self._catalogue.source(model_id))
+
+    async def get(self, model_id: ModelId) -> TransformersModel:
+        """The model, loaded if it was not. Requests for one model wait for one loading."""
+        source = self._catalogue.source(model_id)
+        task = self._models.get(model_id)
+        if task is None or (task.done() and task.exception() is not None):
+            self._make_room()
+            task = asyncio.create_task(asyncio.to_thread(self._load, source))
+            self._models[model_id] = task
+        self._models.move_to_end(model_id)
+        return await asyncio.shield(task)
+
+    def loaded(self) -> list[TransformersModel]:
+        """The models that are ready."""
+        return [task.result() for task in self._models.values() if _ready(task)]
+
+    def _load(self, source: Source) -> TransformersModel:
+        loaded = loader.load(source, self._options.dtype)
+        return TransformersModel(source.model_id, loaded, self._engine, self._options)
+
+    def _make_room(self) -> None:
+        for model_id, task in list(self._models.items()):
+            if len(self._models) < self._max_models:
+                return
+            if task.done():
+                del self._models[model_id]
+
+    def _info(self, source: Source) -> ModelInfo:
+        task = self._models.get(source.model_id)
+        config = loader.read_config(source)
+        classifier = config is not None and loader.is_classifier(config)
+        causal = config is not None or source.model_id in self._models
+        return ModelInfo(
+            model_id=source.model_id,
+            description=source.description,
+            model_type="sequence_classification"
+            if classifier
+            else ("causal_lm" if causal else None),
+            loaded=task is not None and _ready(task),
+            embedded=source.kind == "embedded",
+        )
+
+
+def _ready(task: "asyncio.Task[TransformersModel]") -> bool:
+    return task.done() and not task.cancelled() and task.exception() is None
