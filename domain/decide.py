@@ -28,7 +28,6 @@ from domain.errors import (
     StateIsDeleted,
     StateNotFound,
     TooLarge,
-    WrongModelType,
     invalid,
 )
 from domain.events import (
@@ -144,16 +143,6 @@ def check_fits(count: int, *, held: int, context_size: int) -> None:
         )
 
 
-def check_causal(state: Live) -> None:
-    """Refuse to continue a state whose model does not write text.
-
-    Raises:
-        WrongModelType: it is a classifier.
-    """
-    if state.model_type != "causal_lm":
-        raise WrongModelType(state.state_id, state.model_type, "causal_lm")
-
-
 def forward(state: Live, content: Fragment, scores: Scores) -> TextForwarded:
     """Append given content."""
     check_fits(
@@ -167,9 +156,7 @@ def plan_generation(state: Live, wish: GenerationWish, fresh_seed: Seed) -> Gene
 
     Raises:
         InvalidInput: more tokens than the context could ever hold.
-        WrongModelType: the model does not write text.
     """
-    check_causal(state)
     config = state.config
     if wish.max_tokens > config.context_size:
         raise invalid("max_tokens", f"must be at most {config.context_size}, the context_size")

@@ -12,7 +12,6 @@
      |- Conflict
      |   |- VersionConflict     the state has moved on since it was read
      |   |- NotAPrefix          the tokens of that version do not begin the state's tokens
-     |   |- WrongModelType      the state's model cannot do this
      |   `- IdempotencyKeyReused  the key was used for another request
      |- PreconditionFailed      If-Match names another version
      |- TooLarge                text or tokens that do not fit the context
@@ -162,19 +161,6 @@ class NotAPrefix(Conflict):
             f" {state_id!r}; fork that version instead",
             state_id=state_id,
             version=version,
-        )
-
-
-class WrongModelType(Conflict):
-    """The state's model cannot do what was asked."""
-
-    slug = "wrong-model-type"
-
-    def __init__(self, state_id: StateId, model_type: str, needed: str) -> None:
-        super().__init__(
-            f"state {state_id!r} runs a {model_type} model; this needs a {needed} model",
-            state_id=state_id,
-            model_type=model_type,
         )
 
 

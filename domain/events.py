@@ -5,6 +5,8 @@ schema number; a new field needs a default, a changed meaning needs a new tag. E
 ids, never text alone, and everything an answer to the client was made of.
 """
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, Final, Literal
 
 import msgspec
@@ -38,6 +40,12 @@ class Fragment(Struct, frozen=True, kw_only=True):
     tokens: tuple[TokenId, ...]
     text: str
     ends: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tokens: Sequence[TokenId], pieces: Sequence[str]) -> "Fragment":
+        """A fragment of tokens and what each of them adds to the text."""
+        ends = tuple(accumulate(map(len, pieces)))
+        return cls(tokens=tuple(tokens), text="".join(pieces), ends=ends)
 
     def pieces(self) -> tuple[str, ...]:
         """What each token adds to the text; together they are the text."""

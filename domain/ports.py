@@ -1,6 +1,6 @@
 """What the application needs from the outside, as protocols; ``infra`` makes them real."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Protocol
 
 from msgspec import Struct
@@ -115,8 +115,11 @@ class EventLog(LogReader, Protocol):
     ) -> tuple[Recorded, ...]:
         """Record events, all or none, and the ``Idempotency-Key`` they answer.
 
+        A key that was used before gets the events recorded then, and records nothing.
+
         Raises:
             VersionConflict: a state is not at its ``expected_version``; names the current one.
+            IdempotencyKeyReused: the key belongs to a request with another body.
             QueueFull: too many appends are waiting.
             LogUnavailable: the database could not be written; nothing was recorded.
         """
@@ -134,14 +137,27 @@ class EventLog(LogReader, Protocol):
         """Record the intent of a streamed generation, on disk before this returns."""
 
     async def begun_generation(self, idempotency: Idempotency) -> GenerationStarted | None:
-        """The intent that a streamed request with this key left, if any."""
+        """The intent that a streamed request with this key left last, if any.
+
+        Raises:
+            IdempotencyKeyReused: the key belongs to a request with another body.
+        """
 
 
-class Step(Struct, frozen=True, kw_only=True):
-    """One generated token, with everything about it that is recorded."""
+class Drawing(Struct, frozen=True, kw_only=True):
+    """How tokens are drawn, and what is kept of each draw."""
+
+    sampling: SamplingParameters
+    seed: Seed
+    top_logprobs: int
+    store_logits: LogitsStorage
+    top_k_logits: int
+
+
+class Drawn(Struct, frozen=True, kw_only=True):
+    """One drawn token, with everything about it that is recorded. See :class:`Scores`."""
 
     token_id: TokenId
-    text: str
     logprob: float
     rank: int
     entropy: float
@@ -150,6 +166,14 @@ class Step(Struct, frozen=True, kw_only=True):
     sampling_probability: float
     alternatives: tuple[Alternative, ...]
     logits: bytes | None
+
+
+class Step(Struct, frozen=True):
+    """A token of a generation as it comes: where, what was drawn, its text, why it ends."""
+
+    position: int
+    drawn: Drawn
+    text: str
     finish_reason: FinishReason | None
 
 
@@ -157,36 +181,32 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     """Continue ``tokens`` by at most ``max_new`` tokens (0 or more).
 
     Ends before that at a stop or at the model's end-of-sequence token; reaching
-    ``context_size`` is an end of its own. ``store_logits`` says which logits each step brings.
+    ``context_size`` is an end of its own.
     """
 
     tokens: tuple[TokenId, ...]
     parameters: GenerationParameters
-    seed: Seed
+    drawing: Drawing
     max_new: int
     context_size: int
-    store_logits: LogitsStorage
-    top_k_logits: int
 
 
-class Choice(Struct, frozen=True):
-    """How the token at ``position`` was drawn."""
+class Redraw(Struct, frozen=True, kw_only=True):
+    """Asks what a generation would draw, given the tokens before, at some positions."""
 
-    position: int
-    sampling: SamplingParameters
-    seed: Seed
+    start: int
+    stop: int
+    drawing: Drawing
 
 
 class Scored(Struct, frozen=True, kw_only=True):
-    """The scores of a run of given tokens, and what the choices asked about would draw now.
+    """The scores of a run of given tokens, and what the redraws asked about gave, in order.
 
-    ``chosen`` and ``sampling_probabilities`` are in order of position. ``tokens_reused`` had
-    their K/V in the cache, ``tokens_computed`` did not.
+    ``tokens_reused`` had their K/V in the cache, ``tokens_computed`` did not.
     """
 
     scores: Scores
-    chosen: tuple[TokenId, ...]
-    sampling_probabilities: tuple[float, ...]
+    redrawn: tuple[Drawn, ...]
     tokens_computed: int
     tokens_reused: int
 
@@ -234,12 +254,17 @@ class LanguageModel(Protocol):
     model_type: ModelType
     context_size: int
     vocabulary_size: int
+    eos_token_id: TokenId | None
     config: dict[str, Any]
     numerics: Numerics
     fingerprint: Fingerprint
 
-    def encode(self, text: str, *, beginning: bool) -> tuple[TokenId, ...]:
-        """Tokens of a text; at the beginning with the special tokens the model expects."""
+    async def encode(self, text: str, *, beginning: bool, room: int) -> tuple[TokenId, ...]:
+        """Tokens of a text; at the beginning with the special tokens the model expects.
+
+        Raises:
+            TooLarge: the text cannot be ``room`` tokens or fewer; found without encoding it.
+        """
 
     def opening(self) -> tuple[TokenId, ...]:
         """Tokens of a state that begins with nothing: BOS, or EOS where there is no BOS."""
@@ -247,7 +272,7 @@ class LanguageModel(Protocol):
     def fragment(self, before: Sequence[TokenId], tokens: Sequence[TokenId]) -> Fragment:
         """``tokens`` with the text each of them adds after ``before``."""
 
-    def generate(self, request: GenerationRequest) -> AsyncIterator[Step]:
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[Step, None]:
         """Draw tokens one by one. Closing the iterator ends the work and frees its memory."""
 
     async def score(
@@ -255,13 +280,13 @@ class LanguageModel(Protocol):
         tokens: Sequence[TokenId],
         start: int,
         *,
-        choices: Sequence[Choice] = (),
+        redraws: Sequence[Redraw] = (),
         private: bool = False,
     ) -> Scored:
-        """Score ``tokens[start:]`` in one pass (``start`` >= 1).
+        """Score ``tokens[start:]`` in one pass (``start`` >= 1), at prefill speed.
 
-        ``choices`` asks what would be drawn at some of these positions, in order. ``private``
-        uses no KV block that this call did not compute itself, and leaves none behind.
+        ``redraws`` lie within these positions and do not overlap. ``private`` uses no KV block
+        that this call did not compute itself, and leaves none behind.
         """
 
     def tokens_hot(self, tokens: Sequence[TokenId]) -> int:
@@ -283,6 +308,16 @@ class Models(Protocol):
         Raises:
             ModelNotFound: clients may not name it.
         """
+
+    async def describe(self, model_id: ModelId) -> tuple[dict[str, Any], Numerics | None]:
+        """A model's ``config.json`` and, for one that is run here, its numerics; loads it.
+
+        Raises:
+            ModelNotFound, ModelUnavailable: as for :meth:`get`.
+        """
+
+    def counters(self) -> dict[ModelId, CacheCounters]:
+        """Counters of the KV cache of every loaded model."""
 
     async def get(self, model_id: ModelId) -> LanguageModel:
         """The model, loaded if it was not.

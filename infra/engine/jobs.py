@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-
-from domain.events import Alternative, FinishReason, Scores
+from domain.events import Alternative, Scores
 from domain.ids import TokenId
-from domain.ports import Choice, GenerationRequest, Scored, Step
+from domain.ports import Drawing, Drawn, GenerationRequest, Redraw, Scored, Step
+from domain.stopping import Stopping
 from infra.engine import sampler
 from infra.engine.sampler import Row
 from infra.engine.scheduler import Sequence as Text
@@ -23,6 +23,41 @@ class Job(Protocol):
 
     def fail(self, error: Exception) -> None:
         """The job cannot be finished."""
+
+
+def draw(logits: Row, position: int, drawing: Drawing, tokenizer: Tokenizer) -> Drawn:
+    """Draw the token at ``position`` and measure everything that is recorded about it."""
+    choice = sampler.draw(logits, drawing.sampling, drawing.seed, position)
+    measures = sampler.measure(logits, choice.token_id)
+    likeliest = sampler.largest(logits, drawing.top_logprobs) if drawing.top_logprobs else ()
+    return Drawn(
+        token_id=choice.token_id,
+        logprob=measures.logprob,
+        rank=measures.rank,
+        entropy=measures.entropy,
+        logsumexp=measures.logsumexp,
+        logits_digest=measures.digest,
+        sampling_probability=choice.probability,
+        alternatives=tuple(
+            Alternative(
+                token_id=TokenId(int(token)),
+                text=tokenizer.text_of(TokenId(int(token))),
+                logprob=float(logits[token]) - measures.logsumexp,
+            )
+            for token in likeliest
+        ),
+        logits=_stored(logits, drawing),
+    )
+
+
+def _stored(logits: Row, drawing: Drawing) -> bytes | None:
+    match drawing.store_logits:
+        case "none":
+            return None
+        case "top_k":
+            return sampler.pack_top_k(logits, drawing.top_k_logits)
+        case "full":
+            return sampler.pack_full(logits)
 
 
 class Generation:
@@ -47,35 +82,24 @@ class Generation:
             first_wanted=held - 1,
             root=root,
         )
-        self._request = request
+        self._drawing = request.drawing
         self._tokenizer = tokenizer
         self._decoder = tokenizer.decoder(request.tokens)
-        self._generated = ""
+        self._stopping = Stopping(
+            request.parameters,
+            eos_token_id=tokenizer.eos_token_id,
+            held=held,
+            context_size=request.context_size,
+        )
         self._deliver = deliver
 
     def accept(self, position: int, logits: Row) -> bool:
         """Draw the token after ``position``."""
-        request, parameters = self._request, self._request.parameters
-        drawn = sampler.draw(logits, parameters.sampling, request.seed, position + 1)
-        measures = sampler.measure(logits, drawn.token_id)
-        piece = self._decoder.push(drawn.token_id)
+        drawn = draw(logits, position + 1, self._drawing, self._tokenizer)
         self.text.tokens.append(drawn.token_id)
-        reason = self._finish_reason(drawn.token_id, piece)
-        self._deliver(
-            Step(
-                token_id=drawn.token_id,
-                text=piece,
-                logprob=measures.logprob,
-                rank=measures.rank,
-                entropy=measures.entropy,
-                logsumexp=measures.logsumexp,
-                logits_digest=measures.digest,
-                sampling_probability=drawn.probability,
-                alternatives=self._alternatives(logits, measures.logsumexp),
-                logits=self._stored(logits),
-                finish_reason=reason,
-            )
-        )
+        piece = self._decoder.push(drawn.token_id)
+        reason = self._stopping.push(drawn.token_id, piece)
+        self._deliver(Step(position + 1, drawn, piece, reason))
         if reason is None and len(self.text.tokens) < self.text.limit:
             return False
         self._deliver(None)
@@ -85,47 +109,11 @@ class Generation:
         """Hand the error to whoever waits."""
         self._deliver(error)
 
-    def _finish_reason(self, token: TokenId, piece: str) -> FinishReason | None:
-        parameters = self._request.parameters
-        if token == self._tokenizer.eos_token_id:
-            return "eos"
-        if token in parameters.stop_token_ids:
-            return "stop_token"
-        searched = len(self._generated)
-        self._generated += piece
-        for stop in parameters.stop_sequences:
-            if self._generated.find(stop, max(0, searched - len(stop) + 1)) >= 0:
-                return "stop_sequence"
-        if len(self.text.tokens) >= self._request.context_size:
-            return "context_full"
-        return None
-
-    def _alternatives(self, logits: Row, logsumexp: float) -> tuple[Alternative, ...]:
-        count = self._request.parameters.top_logprobs
-        return tuple(
-            Alternative(
-                token_id=TokenId(int(token)),
-                text=self._tokenizer.text_of(TokenId(int(token))),
-                logprob=float(logits[token]) - logsumexp,
-            )
-            for token in (sampler.largest(logits, count) if count else ())
-        )
-
-    def _stored(self, logits: Row) -> bytes | None:
-        match self._request.store_logits:
-            case "none":
-                return None
-            case "top_k":
-                return sampler.pack_top_k(logits, self._request.top_k_logits)
-            case "full":
-                return sampler.pack_full(logits)
-
 
 class Scoring:
     """Scores the tokens of a text from position ``start`` on, in one pass.
 
-    ``choices`` asks what would be drawn at some of these positions. ``deliver`` gets the result,
-    or the error that ended the work.
+    ``deliver`` gets the result, or the error that ended the work.
     """
 
     def __init__(
@@ -134,49 +122,47 @@ class Scoring:
         start: int,
         *,
         root: bytes | None,
-        choices: Sequence[Choice],
+        redraws: Sequence[Redraw],
+        tokenizer: Tokenizer,
         deliver: Callable[[Scored | Exception], None],
     ) -> None:
         self.text = Text(tokens=list(tokens), limit=len(tokens), first_wanted=start - 1, root=root)
-        self._choices = {choice.position: choice for choice in choices}
-        self._drawn: dict[int, sampler.Draw] = {}
+        self._drawings = {
+            position: redraw.drawing
+            for redraw in redraws
+            for position in range(redraw.start, redraw.stop)
+        }
+        self._tokenizer = tokenizer
+        self._redrawn: list[Drawn] = []
         self._measures: list[sampler.Measures] = []
         self._deliver = deliver
 
     def accept(self, position: int, logits: Row) -> bool:
         """Score the token after ``position``."""
         place = position + 1
-        choice = self._choices.get(place)
-        if choice is not None:
-            self._drawn[place] = sampler.draw(logits, choice.sampling, choice.seed, place)
-        if place < len(self.text.tokens):
-            token = TokenId(self.text.tokens[place])
-            self._measures.append(sampler.measure(logits, token))
-            return False
-        self._deliver(self._result())
-        return True
+        if place == len(self.text.tokens):
+            self._deliver(self._result())
+            return True
+        self._measures.append(sampler.measure(logits, TokenId(self.text.tokens[place])))
+        drawing = self._drawings.get(place)
+        if drawing is not None:
+            self._redrawn.append(draw(logits, place, drawing, self._tokenizer))
+        return False
 
     def fail(self, error: Exception) -> None:
         """Hand the error to whoever waits."""
         self._deliver(error)
 
     def _result(self) -> Scored:
-        drawn = [self._drawn[place] for place in sorted(self._drawn)]
         return Scored(
-            scores=scores(self._measures),
-            chosen=tuple(draw.token_id for draw in drawn),
-            sampling_probabilities=tuple(draw.probability for draw in drawn),
+            scores=Scores(
+                logprobs=tuple(m.logprob for m in self._measures),
+                ranks=tuple(m.rank for m in self._measures),
+                entropies=tuple(m.entropy for m in self._measures),
+                logsumexps=tuple(m.logsumexp for m in self._measures),
+                logits_digests=tuple(m.digest for m in self._measures),
+            ),
+            redrawn=tuple(self._redrawn),
             tokens_computed=len(self.text.tokens) - self.text.reused,
             tokens_reused=self.text.reused,
         )
-
-
-def scores(measures: Sequence[sampler.Measures]) -> Scores:
-    """Measures of a run of tokens, as they are recorded."""
-    return Scores(
-        logprobs=tuple(m.logprob for m in measures),
-        ranks=tuple(m.rank for m in measures),
-        entropies=tuple(m.entropy for m in measures),
-        logsumexps=tuple(m.logsumexp for m in measures),
-        logits_digests=tuple(m.digest for m in measures),
-    )

@@ -1,7 +1,8 @@
 """A loaded model as the application sees it: :class:`domain.ports.LanguageModel`."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+import functools
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -11,7 +12,7 @@ from domain.config import ModelType
 from domain.errors import ModelUnavailable, TooLarge
 from domain.events import Fingerprint, Fragment
 from domain.ids import ModelId, TokenId
-from domain.ports import CacheCounters, Choice, GenerationRequest, Numerics, Scored, Step
+from domain.ports import CacheCounters, GenerationRequest, Numerics, Redraw, Scored, Step
 from infra.engine import strategies
 from infra.engine.blocks import BLOCK_TOKENS, BlockPool, block_keys, blocks_for
 from infra.engine.engine import Engine
@@ -24,6 +25,8 @@ from infra.engine.runner import Runner
 from infra.models.loader import Loaded
 
 Item = TypeVar("Item")
+
+_SHORT_TEXT_BYTES: Final = 4096
 
 MAX_ROWS: Final = 256
 """Rows of one forward pass at most: what a long prompt may delay a stream by."""
@@ -63,6 +66,7 @@ class TransformersModel:
         self.context_size = loaded.context_size
         self.vocabulary_size: int = loaded.config["vocab_size"]
         self._tokenizer = loaded.tokenizer
+        self.eos_token_id = loaded.tokenizer.eos_token_id
         self._engine = engine
         torch.set_num_threads(1)
         plain = plain_logits(loaded.model, self.vocabulary_size, self.context_size)
@@ -97,9 +101,13 @@ class TransformersModel:
             max_rows=MAX_ROWS,
         )
 
-    def encode(self, text: str, *, beginning: bool) -> tuple[TokenId, ...]:
-        """Tokens of a text; at the beginning with the special tokens the model expects."""
-        return self._tokenizer.encode(text, beginning=beginning)
+    async def encode(self, text: str, *, beginning: bool, room: int) -> tuple[TokenId, ...]:
+        """Tokens of a text; see the port. Long texts are encoded off the event loop."""
+        size = len(text.encode())
+        if size > room * self._tokenizer.longest_token_bytes:
+            raise TooLarge(f"a text of {size} bytes does not fit into {room} tokens", room=room)
+        encode = functools.partial(self._tokenizer.encode, text, beginning=beginning)
+        return encode() if size < _SHORT_TEXT_BYTES else await asyncio.to_thread(encode)
 
     def opening(self) -> tuple[TokenId, ...]:
         """Tokens of a state that begins with nothing: BOS, or EOS where there is no BOS."""
@@ -111,7 +119,7 @@ class TransformersModel:
         """``tokens`` with the text each of them adds after ``before``."""
         return self._tokenizer.fragment(before, tokens)
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[Step]:
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Step, None]:
         """Draw tokens one by one. Closing the iterator ends the work and frees its memory."""
         if request.max_new == 0:
             return
@@ -133,7 +141,7 @@ class TransformersModel:
         tokens: Sequence[TokenId],
         start: int,
         *,
-        choices: Sequence[Choice] = (),
+        redraws: Sequence[Redraw] = (),
         private: bool = False,
     ) -> Scored:
         """Score ``tokens[start:]`` in one pass; see the port."""
@@ -142,7 +150,8 @@ class TransformersModel:
             tokens,
             start,
             root=None if private else self._root,
-            choices=choices,
+            redraws=redraws,
+            tokenizer=self._tokenizer,
             deliver=_deliver_to(inbox),
         )
         self._start(job)

@@ -2,9 +2,10 @@
 
 import asyncio
 from collections import OrderedDict
+from typing import Any
 
 from domain.ids import ModelId
-from domain.ports import ModelInfo
+from domain.ports import CacheCounters, ModelInfo, Numerics
 from infra.engine.engine import Engine
 from infra.engine.language_model import EngineOptions, TransformersModel
 from infra.models import loader
@@ -50,9 +51,21 @@ class ModelStore:
         self._models.move_to_end(model_id)
         return await asyncio.shield(task)
 
-    def loaded(self) -> list[TransformersModel]:
-        """The models that are ready."""
-        return [task.result() for task in self._models.values() if _ready(task)]
+    async def describe(self, model_id: ModelId) -> tuple[dict[str, Any], Numerics | None]:
+        """A model's ``config.json`` and its numerics; classifiers are described, not run."""
+        config = loader.read_config(self._catalogue.source(model_id))
+        if config is not None and loader.is_classifier(config):
+            return config, None
+        model = await self.get(model_id)
+        return model.config, model.numerics
+
+    def counters(self) -> dict[ModelId, CacheCounters]:
+        """Counters of the KV cache of every loaded model."""
+        return {
+            model_id: task.result().counters()
+            for model_id, task in self._models.items()
+            if _ready(task)
+        }
 
     def _load(self, source: Source) -> TransformersModel:
         loaded = loader.load(source, self._options.dtype)

@@ -30,25 +30,22 @@ class Tokenizer:
     def __init__(self, fast: PreTrainedTokenizerFast) -> None:
         self._fast = fast
         self._bytes = _token_bytes(fast)
+        self.longest_token_bytes = max(map(len, self._bytes.values()))
         self.bos_token_id: TokenId | None = fast.bos_token_id
         self.eos_token_id: TokenId | None = fast.eos_token_id
         self.digest = hashlib.sha256(fast.backend_tokenizer.to_str().encode()).hexdigest()
 
     def encode(self, text: str, *, beginning: bool) -> tuple[TokenId, ...]:
         """Tokens of ``text``; at the beginning with the special tokens the model expects."""
-        ids = self._fast.encode(text, add_special_tokens=beginning, split_special_tokens=True)
+        ids = self._fast.encode(
+            text, add_special_tokens=beginning, split_special_tokens=True, verbose=False
+        )
         return tuple(map(TokenId, ids))
 
     def fragment(self, before: Iterable[TokenId], tokens: Sequence[TokenId]) -> Fragment:
         """``tokens`` with the text each of them adds after ``before``."""
         decoder = self.decoder(before)
-        pieces = [decoder.push(token) for token in tokens]
-        ends: list[int] = []
-        length = 0
-        for piece in pieces:
-            length += len(piece)
-            ends.append(length)
-        return Fragment(tokens=tuple(tokens), text="".join(pieces), ends=tuple(ends))
+        return Fragment.of(tokens, [decoder.push(token) for token in tokens])
 
     def text_of(self, token: TokenId) -> str:
         """A token on its own, as far as it is valid UTF-8."""

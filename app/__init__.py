@@ -1,0 +1,1 @@
+"""Entry points of Cacher and the place where its parts are put together."""

@@ -1,0 +1,72 @@
+"""The composition root: builds everything from the settings, in one lifespan."""
+
+import secrets
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from app.service import Service, Surroundings
+from app.settings import Settings
+from domain.config import StateConfig
+from domain.ids import MAX_SEED, StateId
+from infra.engine.engine import Engine
+from infra.engine.language_model import EngineOptions
+from infra.log.sqlite_log import SqliteLog
+from infra.models.catalogue import Catalogue
+from infra.models.store import ModelStore
+
+SURROUNDINGS = Surroundings(
+    now=lambda: datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+    new_state_id=lambda: StateId(f"state-{uuid.uuid4().hex}"),
+    fresh_seed=lambda: secrets.randbelow(MAX_SEED + 1),
+)
+
+
+@asynccontextmanager
+async def open_service(settings: Settings) -> AsyncGenerator[Service, None]:
+    """The service on its database and models; everything ends with it."""
+    async with open_models(settings) as models:
+        log = await SqliteLog.open(Path(settings.database), max_queue=settings.max_queue)
+        try:
+            yield Service(
+                log,
+                models,
+                SURROUNDINGS,
+                default_model=models.default,
+                default_config=default_config(settings),
+                max_queue=settings.max_queue,
+            )
+        finally:
+            await log.close()
+
+
+@asynccontextmanager
+async def open_models(settings: Settings) -> AsyncGenerator[ModelStore, None]:
+    """The models alone, with the engine that runs them."""
+    options = EngineOptions(
+        dtype=getattr(torch, settings.dtype),
+        strategy=settings.strategy,
+        threads=settings.thread_count,
+        hot_cache_bytes=settings.hot_cache_bytes // settings.max_models,
+        max_batch=settings.max_batch,
+    )
+    catalogue = Catalogue(settings.model_name, settings.allowed_models)
+    with Engine() as engine:
+        yield ModelStore(catalogue, engine, options, max_models=settings.max_models)
+
+
+def default_config(settings: Settings) -> StateConfig:
+    """The config of a state whose client sets nothing."""
+    return StateConfig(
+        temperature=settings.default_temperature,
+        top_p=settings.default_top_p,
+        top_k=0,
+        seed=settings.default_seed,
+        context_size=settings.default_context_size,
+        store_logits=settings.logits_storage,
+        top_k_logits=settings.top_k_logits,
+    )

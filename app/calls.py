@@ -1,0 +1,111 @@
+"""What a request says in its headers: who it is, its conditions, its keys."""
+
+import hashlib
+import hmac
+import re
+import uuid
+from typing import Any, Final
+
+from litestar import Request
+from litestar.enums import ScopeType
+from litestar.exceptions import NotAuthorizedException, PermissionDeniedException
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.service import Call
+from domain.errors import invalid
+from domain.ids import Version
+from domain.ports import Idempotency
+
+ANONYMOUS: Final = "anonymous"
+_PRINTABLE: Final = re.compile(r"[\x21-\x7e]{1,200}")
+_ETAG: Final = re.compile(r'"(\d{1,15})"')
+
+
+async def call_of(request: Request[Any, Any, Any]) -> Call:
+    """The call of a request.
+
+    Raises:
+        InvalidInput: a header that is not of its form.
+    """
+    key = request.headers.get("idempotency-key")
+    actor = actor_of(request)
+    idempotency = None
+    if key is not None:
+        if not _PRINTABLE.fullmatch(key):
+            raise invalid("Idempotency-Key", "must be 1 to 200 printable ASCII characters")
+        idempotency = Idempotency(
+            actor=actor,
+            method=request.method,
+            path=request.url.path,
+            key=key,
+            request_digest=hashlib.sha256(await request.body()).digest(),
+        )
+    return Call(
+        actor=actor,
+        request_id=request.scope["state"]["request_id"],
+        if_match=_if_match(request.headers.get("if-match")),
+        idempotency=idempotency,
+    )
+
+
+def etag(version: Version) -> dict[str, str]:
+    """The header that names a state's version."""
+    return {"ETag": f'"{version}"'}
+
+
+def _if_match(value: str | None) -> Version | None:
+    if value is None or value.strip() == "*":
+        return None
+    match = _ETAG.fullmatch(value.strip())
+    if match is None:
+        raise invalid("If-Match", 'must be one ETag as given with a state, such as "3"')
+    return Version(int(match[1]))
+
+
+def actor_of(request: Request[Any, Any, Any]) -> str:
+    """Who a request is from: a name made from its key, which names no secret."""
+    key = _key(request)
+    return ANONYMOUS if key is None else f"key-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+
+
+def _key(request: Request[Any, Any, Any]) -> str | None:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key")
+
+
+def check_key(request: Request[Any, Any, Any], keys: tuple[str, ...]) -> None:
+    """Let a request in.
+
+    Raises:
+        NotAuthorizedException: no key where one is needed (401).
+        PermissionDeniedException: a key that is not accepted (403).
+    """
+    if not keys:
+        return
+    key = _key(request)
+    if key is None:
+        raise NotAuthorizedException("Send a key: Authorization: Bearer KEY, or X-API-Key: KEY")
+    if not any(hmac.compare_digest(key.encode(), known.encode()) for known in keys):
+        raise PermissionDeniedException("This key is not accepted")
+
+
+def request_ids(app: ASGIApp) -> ASGIApp:
+    """Middleware: take or make the ``X-Request-ID`` of each request and echo it."""
+
+    async def middleware(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != ScopeType.HTTP:
+            await app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        request_id = given if _PRINTABLE.fullmatch(given) else uuid.uuid4().hex
+        scope["state"]["request_id"] = request_id
+
+        async def echo(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                header = (b"x-request-id", request_id.encode())
+                message["headers"] = [*message["headers"], header]
+            await send(message)
+
+        await app(scope, receive, echo)
+
+    return middleware

@@ -1,0 +1,71 @@
+"""Request bodies to structs, strictly; every wrong field is named, not only the first."""
+
+import re
+from collections.abc import Iterator
+from typing import Any, Final, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from domain.errors import FieldProblem, InvalidInput, invalid
+
+T = TypeVar("T", bound=Struct)
+
+_SURROGATE: Final = re.compile(rb"\\\\u[dD][89a-fA-F]")
+_PATH: Final = re.compile(r" - at `\$?(?P<path>[^`]*)`$")
+
+
+def decode(body: bytes, type_: type[T]) -> T:
+    """Decode a JSON body.
+
+    Raises:
+        InvalidInput: names every field that is wrong, missing or unknown.
+    """
+    try:
+        raw = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        hint = " (a lone surrogate is not Unicode text)" if _SURROGATE.search(body) else ""
+        raise invalid("body", f"must be JSON in UTF-8: {error}{hint}") from error
+    try:
+        return msgspec.convert(raw, type_)
+    except msgspec.ValidationError as error:
+        problems = tuple(_problems(raw, type_, ""))
+        raise InvalidInput(*problems or (field_problem("body", error),)) from error
+
+
+def field_problem(field: str, error: msgspec.ValidationError) -> FieldProblem:
+    """What msgspec found wrong with a field, in our words."""
+    message = str(error)
+    match = _PATH.search(message)
+    path = match["path"] if match else ""
+    text = message[: match.start()] if match else message
+    return FieldProblem((field + path).lstrip("."), text[:1].lower() + text[1:])
+
+
+def _problems(raw: Any, type_: type[Struct], path: str) -> Iterator[FieldProblem]:
+    if not isinstance(raw, dict):
+        yield FieldProblem(path.rstrip(".") or "body", "expected an object")
+        return
+    fields = {field.encode_name: field for field in msgspec.structs.fields(type_)}
+    for name in raw.keys() - fields.keys():
+        yield FieldProblem(path + name, f"is not a field here; fields are {', '.join(fields)}")
+    for name, field in fields.items():
+        if name not in raw:
+            if field.required:
+                yield FieldProblem(path + name, "is required")
+            continue
+        try:
+            msgspec.convert(raw[name], field.type)
+        except msgspec.ValidationError as error:
+            inner = _struct_of(field.type)
+            if inner is not None and isinstance(raw[name], dict):
+                yield from _problems(raw[name], inner, f"{path}{name}.")
+            else:
+                yield field_problem(path + name, error)
+
+
+def _struct_of(annotation: Any) -> type[Struct] | None:
+    """The one struct in a field's type, if there is one."""
+    options = getattr(annotation, "__args__", (annotation,))
+    structs = [o for o in options if isinstance(o, type) and issubclass(o, Struct)]
+    return structs[0] if len(structs) == 1 else None

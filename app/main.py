@@ -1,0 +1,62 @@
+"""The ASGI application: ``uvicorn app.main:app``."""
+
+import logging
+import os
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from litestar import Litestar, Request, Router
+from litestar.connection import ASGIConnection
+from litestar.datastructures import State
+from litestar.di import Provide
+from litestar.handlers import BaseRouteHandler
+from litestar.openapi.config import OpenAPIConfig
+
+from app import bootstrap, problems
+from app.calls import check_key, request_ids
+from app.routes import audit, generation, health, models, states
+from app.service import Service
+from app.settings import BadSetting, Settings, from_environment
+
+AnyConnection = ASGIConnection[Any, Any, Any, Any]
+
+
+def create_app(settings: Settings) -> Litestar:
+    """The application for these settings. Opens its database when it starts."""
+    logging.basicConfig(level=settings.log_level.upper())
+
+    @asynccontextmanager
+    async def lifespan(app: Litestar) -> AsyncGenerator[None, None]:
+        async with bootstrap.open_service(settings) as service:
+            app.state.service = service
+            yield
+
+    def guard(connection: AnyConnection, _: BaseRouteHandler) -> None:
+        check_key(Request(connection.scope), settings.api_keys)
+
+    async def provide_service(state: State) -> Service:
+        service: Service = state.service
+        return service
+
+    v1 = [module.router for module in (states, generation, models, audit)]
+    return Litestar(
+        route_handlers=[Router("/", route_handlers=v1, guards=[guard]), health.router],
+        dependencies={"service": Provide(provide_service)},
+        exception_handlers=problems.HANDLERS,
+        middleware=[request_ids],
+        lifespan=[lifespan],
+        logging_config=None,
+        openapi_config=OpenAPIConfig(title="Cacher", version="3", path="/schema"),
+        request_max_body_size=settings.max_body_bytes,
+    )
+
+
+def __getattr__(name: str) -> Any:
+    """``app`` is made when it is asked for, so that importing this module reads no environment."""
+    if name == "app":
+        try:
+            return create_app(from_environment(os.environ))
+        except BadSetting as error:
+            raise SystemExit(str(error)) from None
+    raise AttributeError(name)

@@ -1,0 +1,1 @@
+"""The use cases, one function each: read, fold, decide, let the model work, append."""

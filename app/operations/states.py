@@ -1,0 +1,224 @@
+"""Creating, changing, forking, rewinding and deleting states, and appending text to them."""
+
+import msgspec
+from msgspec import Struct
+
+from app.service import Call, Service
+from domain import decide
+from domain.config import ConfigChanges, Metadata, StateConfig
+from domain.errors import TooLarge, invalid
+from domain.events import Event, Recorded
+from domain.ids import ModelId, StateId, TokenId, Version
+from domain.ports import Append, LanguageModel
+from domain.state import Live
+
+MAX_METADATA_BYTES = 16_384
+
+
+class Content(Struct, frozen=True):
+    """What a client gives: a text, or tokens, or neither."""
+
+    text: str | None
+    tokens: tuple[TokenId, ...] | None
+
+
+async def create(
+    service: Service,
+    call: Call,
+    *,
+    model_id: ModelId,
+    content: Content,
+    changes: ConfigChanges,
+    metadata: Metadata,
+) -> tuple[Recorded, ...]:
+    """Begin a state."""
+    async with service.answering(call) as remembered:
+        if remembered:
+            return remembered
+        _check_metadata(metadata)
+        model = await service.models.get(model_id)
+        config = changes.apply(_clamped(service, model))
+        tokens = await _tokens(model, content, beginning=True, room=config.context_size)
+        created = decide.create(
+            model_id=model_id,
+            model_type=model.model_type,
+            model_context=model.context_size,
+            config=config,
+            metadata=metadata,
+            content=model.fragment((), tokens),
+        )
+        state_id = service.surroundings.new_state_id()
+        return await service.append(
+            call,
+            [
+                Append(
+                    state_id=state_id,
+                    expected_version=Version(0),
+                    event=created,
+                    fingerprint=model.fingerprint,
+                )
+            ],
+        )
+
+
+def _clamped(service: Service, model: LanguageModel) -> StateConfig:
+    """The server's default config; its context is never above the model's own."""
+    default = service.default_config
+    size = min(default.context_size, model.context_size)
+    return msgspec.structs.replace(default, context_size=size)
+
+
+def _check_metadata(metadata: Metadata) -> None:
+    if len(msgspec.json.encode(metadata)) > MAX_METADATA_BYTES:
+        raise invalid("metadata", f"must be at most {MAX_METADATA_BYTES} bytes of JSON")
+
+
+async def _tokens(
+    model: LanguageModel, content: Content, *, beginning: bool, room: int
+) -> tuple[TokenId, ...]:
+    """Tokens of what a client gave, in the vocabulary and at least one."""
+    match content:
+        case Content(text=None, tokens=None):
+            if not beginning:
+                raise invalid("text", "is required, or tokens")
+            return model.opening()
+        case Content(text=str() as text, tokens=None):
+            if not text:
+                raise invalid("text", "must not be empty")
+            return await model.encode(text, beginning=beginning, room=room)
+        case Content(text=None, tokens=tuple() as tokens):
+            if not tokens:
+                raise invalid("tokens", "must not be empty")
+            if len(tokens) > room:
+                raise TooLarge(f"{len(tokens)} tokens do not fit: there is room for {room}")
+            for index, token in enumerate(tokens):
+                if not 0 <= token < model.vocabulary_size:
+                    limit = model.vocabulary_size - 1
+                    raise invalid(f"tokens[{index}]", f"must be from 0 to {limit}")
+            return tokens
+        case _:
+            raise invalid("tokens", "must not be given together with text")
+
+
+async def forward(
+    service: Service, call: Call, state_id: StateId, content: Content
+) -> tuple[Recorded, ...]:
+    """Append text or tokens without generating; the model scores them on the way."""
+    async with service.answering(call) as remembered, service.turns.turn(state_id):
+        if remembered:
+            return remembered
+        state = await _current(service, call, state_id)
+        model = await service.models.get(state.model_id)
+        tokens = await _tokens(model, content, beginning=False, room=state.room)
+        held = state.content.tokens
+        decide.check_fits(len(tokens), held=len(held), context_size=state.config.context_size)
+        scored = await model.score(held + tokens, len(held))
+        event = decide.forward(state, model.fragment(held, tokens), scored.scores)
+        return await service.append(
+            call,
+            [
+                Append(
+                    state_id=state_id,
+                    expected_version=state.version,
+                    event=event,
+                    fingerprint=model.fingerprint,
+                )
+            ],
+        )
+
+
+async def change_config(
+    service: Service, call: Call, state_id: StateId, changes: ConfigChanges
+) -> tuple[Recorded, ...]:
+    """Change settings of a state from here on."""
+    async with service.answering(call) as remembered, service.turns.turn(state_id):
+        if remembered:
+            return remembered
+        state = await _current(service, call, state_id)
+        model = await service.models.get(state.model_id)
+        event = decide.change_config(state, changes, model.context_size)
+        return await _append_one(service, call, state, event)
+
+
+async def rewind(
+    service: Service,
+    call: Call,
+    state_id: StateId,
+    *,
+    position: int | None,
+    version: Version | None,
+) -> tuple[Recorded, ...]:
+    """Cut a state back to an earlier position, or to what it held at an earlier version."""
+    async with service.answering(call) as remembered, service.turns.turn(state_id):
+        if remembered:
+            return remembered
+        state = await _current(service, call, state_id)
+        match position, version:
+            case int(), None:
+                event = decide.rewind(state, position)
+            case None, int():
+                event = decide.rewind_to(state, await service.live(state_id, version))
+            case _:
+                raise invalid("position", "either position or version is required, not both")
+        return await _append_one(service, call, state, event)
+
+
+async def fork(
+    service: Service,
+    call: Call,
+    state_id: StateId,
+    *,
+    position: int | None,
+    version: Version | None,
+    count: int,
+    changes: ConfigChanges,
+    metadata: Metadata | None,
+) -> tuple[Recorded, ...]:
+    """Begin ``count`` states with the tokens of another. No tensor is copied."""
+    async with service.answering(call) as remembered:
+        if remembered:
+            return remembered
+        decide.check_precondition(await service.live(state_id), call.if_match)
+        parent = await service.live(state_id, version)
+        model = await service.models.get(parent.model_id)
+        inherited = parent.metadata if metadata is None else metadata
+        _check_metadata(inherited)
+        event = decide.fork(
+            parent,
+            position=position,
+            changes=changes,
+            metadata=inherited,
+            model_context=model.context_size,
+        )
+        new_ids = [service.surroundings.new_state_id() for _ in range(count)]
+        return await service.append(
+            call,
+            [Append(state_id=new, expected_version=Version(0), event=event) for new in new_ids],
+        )
+
+
+async def delete(service: Service, call: Call, state_id: StateId) -> tuple[Recorded, ...]:
+    """End a state; a generation that runs on it is ended first."""
+    async with service.answering(call) as remembered:
+        if remembered:
+            return remembered
+        service.stopping.add(state_id)
+        try:
+            async with service.turns.turn(state_id):
+                state = await _current(service, call, state_id)
+                return await _append_one(service, call, state, decide.delete(state))
+        finally:
+            service.stopping.discard(state_id)
+
+
+async def _current(service: Service, call: Call, state_id: StateId) -> Live:
+    state = await service.live(state_id)
+    decide.check_precondition(state, call.if_match)
+    return state
+
+
+async def _append_one(
+    service: Service, call: Call, state: Live, event: Event
+) -> tuple[Recorded, ...]:
+    append = Append(state_id=state.state_id, expected_version=state.version, event=event)
+    return await service.append(call, [append])

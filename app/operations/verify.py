@@ -1,0 +1,227 @@
+"""Re-executing a log to hold it against what it says. Changes nothing."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from msgspec import Struct
+
+from domain import replay
+from domain.chain import Head, Row, blobs_digest, follow, row_hash
+from domain.errors import ChainBroken, LogError, ModelUnavailable, NotFound, StateNotFound
+from domain.events import Fork, Recorded, StateCreated, TokensGenerated, decode
+from domain.ids import ModelId, Position, StateId
+from domain.ports import LanguageModel, LogReader, Models
+from domain.replay import Divergence, Drift, Passage, Report
+from domain.state import Live, State, evolve, fold
+
+PAGE = 1000
+
+Progress = Callable[[int, int], None]
+
+
+class Request(Struct, frozen=True, kw_only=True):
+    """What to verify: some states, or the whole log; against a remembered head if given.
+
+    Only a remembered head can show that the newest rows were removed.
+    """
+
+    state_ids: tuple[StateId, ...] | None = None
+    head: Head | None = None
+
+
+class Verifier:
+    """One verification of one log. ``progress`` is told states done and states in all."""
+
+    def __init__(
+        self, log: LogReader, models: Models, *, progress: Progress = lambda done, total: None
+    ) -> None:
+        self._log = log
+        self._models = models
+        self._progress = progress
+        self._divergences: list[Divergence] = []
+        self._drifts: list[Drift] = []
+        self._notes: list[str] = []
+        self._events = 0
+        self._recomputed = 0
+        self._reused = 0
+
+    async def run(self, request: Request) -> Report:
+        """Verify and report.
+
+        Raises:
+            StateNotFound: a state that was asked for does not exist.
+        """
+        head = await self._check_chain(request.head)
+        if request.state_ids is None:
+            state_ids: Sequence[StateId] = await self._log.state_ids()
+        else:
+            state_ids = request.state_ids
+        for done, state_id in enumerate(state_ids):
+            self._progress(done, len(state_ids))
+            await self._check_state(state_id)
+        self._progress(len(state_ids), len(state_ids))
+        unverified = self._drifts or self._notes
+        return Report(
+            result="divergent" if self._divergences else ("unverified" if unverified else "equal"),
+            head={"position": head.position, "hash": head.hash.hex()},
+            events_checked=self._events,
+            states_checked=len(state_ids),
+            tokens_recomputed=self._recomputed,
+            tokens_reused=self._reused,
+            divergences=tuple(self._divergences),
+            drifts=tuple(self._drifts),
+            notes=tuple(self._notes),
+        )
+
+    async def _check_chain(self, remembered: Head | None) -> Head:
+        """Walk all rows; after a break go on from the broken row, to name the next one too."""
+        head = await self._log.genesis()
+        found = remembered is None or remembered == head
+        while rows := await self._log.rows(after=head.position, limit=PAGE):
+            for row in rows:
+                try:
+                    head = follow(head, row)
+                except ChainBroken as error:
+                    self._broken(row, str(error))
+                    head = Head(row.position, row.hash)
+                found = found or head == remembered
+        if not found and remembered is not None:
+            self._divergences.append(
+                Divergence(
+                    position=remembered.position,
+                    state_id=None,
+                    version=None,
+                    field="head",
+                    expected=remembered.hash.hex(),
+                    actual="not in the log: rows were changed or removed",
+                )
+            )
+        return head
+
+    def _broken(self, row: Row, message: str) -> None:
+        self._divergences.append(
+            Divergence(
+                position=row.position,
+                state_id=row.state_id,
+                version=row.version,
+                field="hash",
+                expected=row.hash.hex(),
+                actual=f"{row_hash(row).hex()}: {message}",
+            )
+        )
+
+    async def _check_state(self, state_id: StateId) -> None:
+        rows = await self._log.state_rows(state_id)
+        if not rows:
+            raise StateNotFound(state_id)
+        events = self._readable(rows)
+        self._events += len(rows)
+        if not events or not isinstance(events[0].event, StateCreated):
+            return
+        for recorded in events:
+            await self._check_blobs(recorded)
+        await self._check_origin(events[0], events[0].event)
+        model = await self._model(events[0].event.model_id)
+        if model is None:
+            return
+        self._check_texts(events, model)
+        for passage in replay.passages(events):
+            await self._check_passage(passage, model)
+
+    def _readable(self, rows: Iterable[Row]) -> list[Recorded]:
+        """The events up to the first that cannot be read or cannot have happened."""
+        events: list[Recorded] = []
+        state: State | None = None
+        for row in rows:
+            try:
+                recorded = decode(row)
+                state = evolve(state, recorded)
+            except LogError as error:
+                self._divergences.append(
+                    Divergence(
+                        position=row.position,
+                        state_id=row.state_id,
+                        version=row.version,
+                        field="event",
+                        expected=f"an event that can follow version {len(events)}",
+                        actual=str(error),
+                    )
+                )
+                break
+            events.append(recorded)
+        return events
+
+    async def _check_blobs(self, recorded: Recorded) -> None:
+        event = recorded.event
+        if isinstance(event, TokensGenerated) and event.stored_logits is not None:
+            actual = blobs_digest(await self._log.logits(recorded.position))
+            if actual != event.stored_logits.digest:
+                self._diverges(
+                    replay.divergence(recorded, "logits", event.stored_logits.digest, actual)
+                )
+
+    async def _check_origin(self, recorded: Recorded, created: StateCreated) -> None:
+        """A fork must begin with its parent's tokens."""
+        if not isinstance(origin := created.origin, Fork):
+            return
+        rows = await self._log.state_rows(origin.state_id, until=origin.version)
+        try:
+            parent = fold(map(decode, rows))
+        except LogError:
+            return  # the parent's own check says so
+        held = replay.tokens_of(parent)[: origin.head_position] if parent else ()
+        if held != created.content.tokens:
+            self._diverges(
+                replay.divergence(recorded, "content.tokens", created.content.tokens, held)
+            )
+
+    async def _model(self, model_id: ModelId) -> LanguageModel | None:
+        try:
+            return await self._models.get(model_id)
+        except (ModelUnavailable, NotFound) as error:
+            self._note(f"not re-executed: {error}")
+            return None
+
+    def _check_texts(self, events: Sequence[Recorded], model: LanguageModel) -> None:
+        state: State | None = None
+        for recorded in events:
+            before = replay.tokens_of(state) if state else ()
+            content = getattr(recorded.event, "content", None)
+            if content is not None:
+                actual = model.fragment(before, content.tokens)
+                self._diverges(replay.compare_text(recorded, actual))
+            if isinstance(state, Live):
+                context = state.config.context_size
+                self._diverges(replay.compare_finish(recorded, model.eos_token_id, context))
+            state = evolve(state, recorded)
+
+    async def _check_passage(self, passage: Passage, model: LanguageModel) -> None:
+        scored = await model.score(
+            passage.tokens, passage.start, redraws=passage.redraws(), private=True
+        )
+        self._recomputed += scored.tokens_computed
+        self._reused += scored.tokens_reused
+        for recorded in passage.claims:
+            if recorded.row.fingerprint == model.fingerprint.id:
+                self._diverges(replay.compare(passage, recorded, scored))
+                if not model.fingerprint.deterministic:
+                    self._note("some events were made without the numerics contract")
+            else:
+                self._drifts.append(replay.drift(recorded, passage, scored))
+
+    def _diverges(self, divergence: Divergence | None) -> None:
+        if divergence is not None:
+            self._divergences.append(divergence)
+
+    def _note(self, note: str) -> None:
+        if note not in self._notes:
+            self._notes.append(note)
+
+
+def remembered_head(text: str) -> Head:
+    """A head as it is written down: ``position:hash``, the hash in hexadecimal.
+
+    Raises:
+        ValueError: it is not that.
+    """
+    position, _, digest = text.partition(":")
+    return Head(Position(int(position)), bytes.fromhex(digest))

@@ -1,0 +1,106 @@
+"""Refusals to RFC 9457 problem+json: one table, and nothing an answer should not show."""
+
+import logging
+from typing import Any, Final
+
+import msgspec
+from litestar import Request, Response
+from litestar.exceptions import HTTPException
+from litestar.types import ExceptionHandlersMap
+
+from domain.errors import (
+    Conflict,
+    InvalidInput,
+    NotFound,
+    PreconditionFailed,
+    QueueFull,
+    Refusal,
+    TooLarge,
+    Unavailable,
+)
+
+MEDIA_TYPE: Final = "application/problem+json"
+STATUS: Final[dict[type[Refusal], int]] = {
+    InvalidInput: 400,
+    NotFound: 404,
+    Conflict: 409,
+    PreconditionFailed: 412,
+    TooLarge: 413,
+    QueueFull: 429,
+    Unavailable: 503,
+}
+_HEADERS: Final[dict[int, dict[str, str]]] = {
+    409: {"x-should-retry": "false"},
+    412: {"x-should-retry": "false"},
+    429: {"Retry-After": "1"},
+    503: {"Retry-After": "5"},
+}
+_TITLES: Final = {
+    400: "Bad input",
+    401: "Key missing",
+    403: "Key not accepted",
+    404: "Not found",
+    405: "Method not allowed",
+    409: "Conflict",
+    412: "Precondition failed",
+    413: "Too large",
+    415: "Unsupported media type",
+    429: "Too many requests",
+    500: "Internal error",
+    503: "Unavailable",
+}
+
+logger = logging.getLogger(__name__)
+
+
+def problem(status: int, slug: str, detail: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """A problem document (RFC 9457, section 3)."""
+    return {
+        "type": f"/problems/{slug}",
+        "title": _TITLES.get(status, "Request refused"),
+        "status": status,
+        "detail": detail,
+        **facts,
+    }
+
+
+def problem_of(error: Exception) -> dict[str, Any]:
+    """The problem an exception means to a client; an unforeseen one says nothing of itself."""
+    match error:
+        case Refusal():
+            status = next(s for kind, s in STATUS.items() if isinstance(error, kind))
+            return problem(status, error.slug, str(error), error.facts)
+        case HTTPException():
+            status = error.status_code
+            errors = error.extra if isinstance(error.extra, list) else []
+            fields = [{"field": e["key"], "message": e["message"]} for e in errors if "key" in e]
+            facts = {"field": fields[0]["field"], "errors": fields} if fields else {}
+            detail = "; ".join(f"{f['field']}: {f['message']}" for f in fields) or error.detail
+            slug = "invalid-input" if status == 400 else _slug(status)
+            return problem(status, slug, detail, facts)
+        case _:
+            logger.error("unforeseen error", exc_info=error)
+            return problem(500, "internal-error", "The server failed; its log says why.", {})
+
+
+def _slug(status: int) -> str:
+    return _TITLES.get(status, "request refused").lower().replace(" ", "-")
+
+
+def respond(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    """The response for an exception."""
+    document = problem_of(error)
+    status = document["status"]
+    return Response(
+        msgspec.json.encode(document),
+        status_code=status,
+        media_type=MEDIA_TYPE,
+        headers=_HEADERS.get(status, {}),
+    )
+
+
+HANDLERS: Final[ExceptionHandlersMap] = {
+    Refusal: respond,
+    HTTPException: respond,
+    Exception: respond,
+}

@@ -1,0 +1,212 @@
+"""``/v1/states`` and ``/v1/forward``."""
+
+from typing import Annotated, Any
+
+from litestar import Request, Response, Router, delete, get, post
+from litestar.params import Parameter
+
+from app import answers
+from app.body import JsonBody
+from app.calls import call_of, etag
+from app.operations import states as operations
+from app.operations.states import Content
+from app.schemas import (
+    ChangeConfig,
+    ConfigView,
+    CreateState,
+    Deleted,
+    EventList,
+    EventView,
+    Forked,
+    ForkState,
+    Forward,
+    Forwarded,
+    RewindState,
+    StateList,
+    StateView,
+)
+from app.service import Service
+from domain.errors import StateNotFound, invalid
+from domain.events import Recorded
+from domain.ids import ModelId, Position, StateId, Version
+from domain.state import Live
+
+AnyRequest = Request[Any, Any, Any]
+Limit = Annotated[int, Parameter(ge=1, le=100)]
+
+
+async def _after(service: Service, recorded: Recorded) -> Live:
+    """The state right after an event: what the answer to it was made of."""
+    return await _as_it_was(service, recorded.state_id, recorded.version)
+
+
+async def _as_it_was(service: Service, state_id: StateId, version: Version) -> Live:
+    state = await service.state(state_id, version)
+    assert isinstance(state, Live)
+    return state
+
+
+def _view(state: Live, status: int = 200) -> Response[StateView]:
+    headers = {**etag(state.version)}
+    if status == 201:
+        headers["Location"] = f"/v1/states/{state.state_id}"
+    return Response(answers.state(state), status_code=status, headers=headers)
+
+
+@post("/states", dto=JsonBody[CreateState], return_dto=None, status_code=201)
+async def create_state(
+    data: CreateState, request: AnyRequest, service: Service
+) -> Response[StateView]:
+    """Begin a state."""
+    if data.model_type == "sequence_classification":
+        raise invalid("model_type", "states of classifiers are not served; allowed: causal_lm")
+    recorded = await operations.create(
+        service,
+        await call_of(request),
+        model_id=data.model_id or service.default_model,
+        content=Content(data.text, data.tokens),
+        changes=data.config,
+        metadata=data.metadata,
+    )
+    return _view(await _after(service, recorded[0]), 201)
+
+
+@get("/states")
+async def list_states(
+    service: Service,
+    limit: Limit = 20,
+    cursor: str | None = None,
+    model_id: str | None = None,
+) -> StateList:
+    """Live states, newest first."""
+    if cursor is not None and not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
+        raise invalid("cursor", "must be a next_cursor of an earlier page")
+    page = await service.log.live_states(
+        limit=limit,
+        cursor=None if cursor is None else Position(int(cursor)),
+        model_id=None if model_id is None else ModelId(model_id),
+    )
+    found = [await service.state(state_id) for state_id in page.state_ids]
+    return StateList(
+        states=[answers.state(state) for state in found if isinstance(state, Live)],
+        next_cursor=None if page.next_cursor is None else str(page.next_cursor),
+    )
+
+
+@get("/states/{state_id:str}")
+async def get_state(
+    state_id: str, service: Service, version: int | None = None, include: str | None = None
+) -> Response[StateView]:
+    """A state, as it is or as it was at a version."""
+    wanted = _include(include, {"tokens", "cache"})
+    key = StateId(state_id)
+    state = await service.live(key, None if version is None else Version(version))
+    hot = None
+    if "cache" in wanted:
+        hot = (await service.models.get(state.model_id)).tokens_hot(state.content.tokens)
+    view = answers.state(state, include_tokens="tokens" in wanted, tokens_hot=hot)
+    return Response(view, headers=etag(state.version))
+
+
+def _include(include: str | None, allowed: set[str]) -> set[str]:
+    wanted = {part.strip() for part in (include or "").split(",") if part.strip()}
+    if wanted - allowed:
+        raise invalid("include", f"may name {', '.join(sorted(allowed))}")
+    return wanted
+
+
+@delete("/states/{state_id:str}", status_code=200)
+async def delete_state(state_id: str, request: AnyRequest, service: Service) -> Deleted:
+    """End a state; its events stay readable."""
+    await operations.delete(service, await call_of(request), StateId(state_id))
+    return Deleted(state_id=StateId(state_id), message="deleted; its events stay readable")
+
+
+@post("/states/config", dto=JsonBody[ChangeConfig], return_dto=None, status_code=200)
+async def change_config(
+    data: ChangeConfig, request: AnyRequest, service: Service
+) -> Response[ConfigView]:
+    """Change some settings of a state."""
+    recorded = await operations.change_config(
+        service, await call_of(request), data.state_id, data.config
+    )
+    state = await _after(service, recorded[0])
+    view = ConfigView(state_id=state.state_id, config=state.config, version=state.version)
+    return Response(view, headers=etag(state.version))
+
+
+@post("/states/fork", dto=JsonBody[ForkState], return_dto=None, status_code=201)
+async def fork_state(data: ForkState, request: AnyRequest, service: Service) -> Forked:
+    """Begin states with the tokens of another."""
+    recorded = await operations.fork(
+        service,
+        await call_of(request),
+        data.state_id,
+        position=data.position,
+        version=data.version,
+        count=data.n,
+        changes=data.config,
+        metadata=data.metadata,
+    )
+    return Forked(states=[answers.state(await _after(service, event)) for event in recorded])
+
+
+@post("/states/rewind", dto=JsonBody[RewindState], return_dto=None, status_code=200)
+async def rewind_state(
+    data: RewindState, request: AnyRequest, service: Service
+) -> Response[StateView]:
+    """Cut a state back."""
+    recorded = await operations.rewind(
+        service,
+        await call_of(request),
+        data.state_id,
+        position=data.position,
+        version=data.version,
+    )
+    return _view(await _after(service, recorded[0]))
+
+
+@post("/forward", dto=JsonBody[Forward], return_dto=None, status_code=200)
+async def forward(data: Forward, request: AnyRequest, service: Service) -> Response[Forwarded]:
+    """Append text or tokens without generating."""
+    recorded = await operations.forward(
+        service, await call_of(request), data.state_id, Content(data.text, data.tokens)
+    )
+    answer = answers.forwarded(recorded[0])
+    return Response(answer, headers=etag(answer.version))
+
+
+@get("/states/{state_id:str}/events")
+async def list_state_events(
+    state_id: str,
+    service: Service,
+    after: Annotated[int, Parameter(ge=0)] = 0,
+    limit: Annotated[int, Parameter(ge=1, le=1000)] = 100,
+) -> EventList:
+    """Events of a state, deleted or not; ``after`` is a version."""
+    rows = await service.log.state_rows(StateId(state_id), after=Version(after), limit=limit + 1)
+    if not rows and after == 0:
+        raise StateNotFound(StateId(state_id))
+    page = rows[:limit]
+    more = len(rows) > limit
+    return EventList(
+        events=[EventView.of(row) for row in page],
+        next_after=page[-1].version if more else None,
+    )
+
+
+router = Router(
+    "/v1",
+    tags=["states"],
+    route_handlers=[
+        create_state,
+        list_states,
+        get_state,
+        delete_state,
+        change_config,
+        fork_state,
+        rewind_state,
+        forward,
+        list_state_events,
+    ],
+)

@@ -1,0 +1,137 @@
+"""What every operation stands on: the log, the models, time, chance, and states in memory."""
+
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+import anyio
+from msgspec import Struct
+
+from app.turns import Turns
+from domain import decide
+from domain.config import StateConfig
+from domain.errors import IdempotencyKeyReused, StateNotFound, VersionNotFound
+from domain.events import Recorded, decode
+from domain.ids import ModelId, Seed, StateId, Version
+from domain.ports import Append, EventLog, Idempotency, Models, Provenance
+from domain.state import Live, State, evolve, fold
+
+MAX_FOLDS: Final = 256
+
+
+class Call(Struct, frozen=True, kw_only=True):
+    """What a request says besides its body: who, which request, and under which conditions."""
+
+    actor: str
+    request_id: str
+    if_match: Version | None = None
+    idempotency: Idempotency | None = None
+
+
+class Surroundings(Struct, frozen=True, kw_only=True):
+    """Time and chance, so that nothing below has to reach for them.
+
+    ``now`` is RFC 3339, UTC, with microseconds.
+    """
+
+    now: Callable[[], str]
+    new_state_id: Callable[[], StateId]
+    fresh_seed: Callable[[], Seed]
+
+
+class Service:
+    """The parts that operations use. ``folds`` are a cache: the truth is in the log."""
+
+    def __init__(
+        self,
+        log: EventLog,
+        models: Models,
+        surroundings: Surroundings,
+        *,
+        default_model: ModelId,
+        default_config: StateConfig,
+        max_queue: int,
+    ) -> None:
+        self.log = log
+        self.models = models
+        self.surroundings = surroundings
+        self.default_model = default_model
+        self.default_config = default_config
+        self.turns = Turns(max_queue)
+        self.stopping: set[StateId] = set()
+        self._folds: OrderedDict[StateId, State] = OrderedDict()
+
+    async def state(self, state_id: StateId, version: Version | None = None) -> State:
+        """A state as it is, or as it was at a version.
+
+        Raises:
+            StateNotFound, VersionNotFound: there is no such state or version.
+        """
+        current = self._folds.get(state_id)
+        if current is None:
+            current = fold(map(decode, await self.log.state_rows(state_id)))
+            if current is None:
+                raise StateNotFound(state_id)
+            self._keep(current)
+        if version is None or version == current.version:
+            return current
+        if not 1 <= version <= current.version:
+            raise VersionNotFound(state_id, version, current.version)
+        then = fold(map(decode, await self.log.state_rows(state_id, until=version)))
+        assert then is not None
+        return then
+
+    async def live(self, state_id: StateId, version: Version | None = None) -> Live:
+        """A state that takes operations.
+
+        Raises:
+            StateNotFound, StateIsDeleted, VersionNotFound: there is none.
+        """
+        decide.live(await self.state(state_id), state_id)
+        return decide.live(await self.state(state_id, version), state_id)
+
+    async def append(self, call: Call, appends: Sequence[Append]) -> tuple[Recorded, ...]:
+        """Record events and keep the states they lead to. Not interrupted by cancellation."""
+        provenance = Provenance(
+            actor=call.actor, request_id=call.request_id, recorded_at=self.surroundings.now()
+        )
+        with anyio.CancelScope(shield=True):
+            recorded = await self.log.append(
+                appends, provenance=provenance, idempotency=call.idempotency
+            )
+            for event in recorded:
+                before = self._folds.get(event.state_id)
+                if (before.version if before else 0) == event.version - 1:
+                    self._keep(evolve(before, event))
+        return recorded
+
+    @asynccontextmanager
+    async def answering(self, call: Call) -> AsyncIterator[tuple[Recorded, ...] | None]:
+        """What an earlier request with this ``Idempotency-Key`` did, or null to do the work.
+
+        A second request with the key waits for the first.
+
+        Raises:
+            IdempotencyKeyReused: the key was used with another body.
+        """
+        key = call.idempotency
+        if key is None:
+            yield None
+            return
+        async with self.turns.turn((key.actor, key.method, key.path, key.key)):
+            remembered = await self.log.recall(key)
+            if remembered is None:
+                yield None
+            elif remembered.request_digest == key.request_digest:
+                yield remembered.events
+            else:
+                raise IdempotencyKeyReused(key.key)
+
+    def _keep(self, state: State) -> None:
+        known = self._folds.get(state.state_id)
+        if known is None or known.version <= state.version:
+            self._folds[state.state_id] = state
+            self._folds.move_to_end(state.state_id)
+        while len(self._folds) > MAX_FOLDS:
+            self._folds.popitem(last=False)

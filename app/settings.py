@@ -1,0 +1,92 @@
+"""The server's settings: one frozen struct, read from the environment once."""
+
+import os
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from app.decoding import field_problem
+from domain.config import ContextSize, LogitsStorage, Temperature, TopKLogits, TopP
+from domain.ids import Seed
+
+PREFIX = "CACHER_"
+
+Positive = Annotated[int, Meta(ge=1)]
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """Every setting with its default; the variable is the name in capitals after ``CACHER_``.
+
+    Lists (``api_keys``, ``allowed_models``) are comma-separated. ``threads`` 0 means one per core
+    of the machine. ``default_seed`` may be ``null``: a fresh seed for every generation.
+    ``hot_cache_bytes`` bounds the KV caches of all models together.
+    """
+
+    model_name: Annotated[str, Meta(min_length=1)] = "gpt2"
+    device: Literal["cpu"] = "cpu"
+    default_temperature: Temperature = 0.7
+    default_top_p: TopP = 0.9
+    default_seed: Seed | None = 42
+    default_context_size: ContextSize = 2048
+    logits_storage: LogitsStorage = "top_k"
+    top_k_logits: TopKLogits = 20
+
+    database: Annotated[str, Meta(min_length=1)] = "cacher.db"
+    hot_cache_bytes: Annotated[int, Meta(ge=1 << 20)] = 1 << 30
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    strategy: Literal["auto", "onednn", "tile", "plain"] = "auto"
+    threads: Annotated[int, Meta(ge=0, le=256)] = 0
+    host: Annotated[str, Meta(min_length=1)] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8000
+    api_keys: tuple[str, ...] = ()
+    allowed_models: tuple[str, ...] = ()
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    max_batch: Annotated[int, Meta(ge=1, le=256)] = 32
+    max_queue: Annotated[int, Meta(ge=1, le=100_000)] = 256
+    max_models: Annotated[int, Meta(ge=1, le=64)] = 2
+    max_body_bytes: Annotated[int, Meta(ge=1024)] = 4 << 20
+
+    @property
+    def thread_count(self) -> int:
+        """Threads that matrix products may use."""
+        return self.threads or os.cpu_count() or 1
+
+
+class BadSetting(Exception):
+    """A setting that cannot be used; names the variable, the value and what is allowed."""
+
+
+def from_environment(environment: Mapping[str, str]) -> Settings:
+    """Read the settings.
+
+    Raises:
+        BadSetting: names every bad variable, or one under our prefix that is no setting.
+    """
+    fields = {field.name: field for field in msgspec.structs.fields(Settings)}
+    given = {
+        key.removeprefix(PREFIX).lower(): value
+        for key, value in environment.items()
+        if key.startswith(PREFIX)
+    }
+    problems = [
+        f"{PREFIX}{name.upper()} is not a setting; settings are"
+        f" {', '.join(PREFIX + known.upper() for known in fields)}"
+        for name in given.keys() - fields.keys()
+    ]
+    values: dict[str, Any] = {}
+    for name in given.keys() & fields.keys():
+        text = given[name]
+        raw: Any = [part.strip() for part in text.split(",") if part.strip()]
+        try:
+            is_list = fields[name].type == tuple[str, ...]
+            values[name] = msgspec.convert(
+                raw if is_list else text, fields[name].type, strict=False
+            )
+        except msgspec.ValidationError as error:
+            message = field_problem("", error).message
+            problems.append(f"{PREFIX}{name.upper()} is {text!r}: {message}")
+    if problems:
+        raise BadSetting("\n".join(sorted(problems)))
+    return Settings(**values)

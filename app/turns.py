@@ -1,0 +1,44 @@
+"""Waiting in line: one at a time per key, and never too many in all."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Hashable
+from contextlib import asynccontextmanager
+
+from domain.errors import QueueFull
+
+
+class Turns:
+    """Mutual exclusion per key, first come first served; at most ``limit`` hold or wait.
+
+    Any task may end a turn, since a stream can be closed by another than it was read by.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._locks: dict[Hashable, asyncio.Lock] = {}
+        self._users: Counter[Hashable] = Counter()
+
+    @property
+    def held(self) -> int:
+        """Turns held or waited for."""
+        return self._users.total()
+
+    @asynccontextmanager
+    async def turn(self, key: Hashable) -> AsyncIterator[None]:
+        """Wait for the key's turn and hold it within.
+
+        Raises:
+            QueueFull: too many hold or wait already.
+        """
+        if self.held >= self._limit:
+            raise QueueFull(self._limit)
+        self._users[key] += 1
+        lock = self._locks.setdefault(key, asyncio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            self._users[key] -= 1
+            if not self._users[key]:
+                del self._users[key], self._locks[key]

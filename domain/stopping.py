@@ -1,0 +1,42 @@
+"""When a generation ends: a pure function of what it has drawn and was asked."""
+
+from domain.config import GenerationParameters
+from domain.events import FinishReason
+from domain.ids import TokenId
+
+
+class Stopping:
+    """Watches one generation token by token and says when and why it ends.
+
+    ``held`` tokens were there before; ``context_size`` is the most there may be.
+    """
+
+    def __init__(
+        self,
+        parameters: GenerationParameters,
+        *,
+        eos_token_id: TokenId | None,
+        held: int,
+        context_size: int,
+    ) -> None:
+        self._parameters = parameters
+        self._eos = eos_token_id
+        self._held = held
+        self._context_size = context_size
+        self._text = ""
+
+    def push(self, token: TokenId, piece: str) -> FinishReason | None:
+        """The reason to end after ``token``, which adds ``piece``; null to go on.
+
+        ``max_tokens`` is not a reason of its own: the text could go on.
+        """
+        self._held += 1
+        searched, self._text = len(self._text), self._text + piece
+        if token == self._eos:
+            return "eos"
+        if token in self._parameters.stop_token_ids:
+            return "stop_token"
+        for stop in self._parameters.stop_sequences:
+            if self._text.find(stop, max(0, searched - len(stop) + 1)) >= 0:
+                return "stop_sequence"
+        return "context_full" if self._held >= self._context_size else None
