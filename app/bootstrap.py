@@ -13,9 +13,12 @@ from app.service import Service, Surroundings
 from app.settings import Settings
 from domain.config import StateConfig
 from domain.ids import MAX_SEED, StateId
+from domain.ports import LogReader
 from infra.engine.engine import Engine
 from infra.engine.language_model import EngineOptions
+from infra.log import migrate as migrations
 from infra.log.sqlite_log import SqliteLog
+from infra.log.sqlite_reader import SqliteReader
 from infra.models.catalogue import Catalogue
 from infra.models.store import ModelStore
 
@@ -42,6 +45,21 @@ async def open_service(settings: Settings) -> AsyncGenerator[Service, None]:
             )
         finally:
             await log.close()
+
+
+@asynccontextmanager
+async def open_reader(settings: Settings) -> AsyncGenerator[LogReader, None]:
+    """The log for reading alone: works beside a running server."""
+    reader = await SqliteReader.open(Path(settings.database))
+    try:
+        yield reader
+    finally:
+        await reader.close()
+
+
+def migrate(settings: Settings) -> list[str]:
+    """Bring the database to this release's schema; names what was applied."""
+    return [migration.name for migration in migrations.migrate(Path(settings.database))]
 
 
 @asynccontextmanager

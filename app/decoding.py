@@ -11,7 +11,7 @@ from domain.errors import FieldProblem, InvalidInput, invalid
 
 T = TypeVar("T", bound=Struct)
 
-_SURROGATE: Final = re.compile(rb"\\\\u[dD][89a-fA-F]")
+_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 _PATH: Final = re.compile(r" - at `\$?(?P<path>[^`]*)`$")
 
 

@@ -64,7 +64,7 @@ class TransformersModel:
         self.model_id = model_id
         self.config: dict[str, Any] = loaded.config
         self.context_size = loaded.context_size
-        self.vocabulary_size: int = loaded.config["vocab_size"]
+        self.vocabulary_size: int = loaded.vocabulary_size
         self._tokenizer = loaded.tokenizer
         self.eos_token_id = loaded.tokenizer.eos_token_id
         self._engine = engine

@@ -4,6 +4,7 @@ Only safetensors files are read and no code that comes with a model is run.
 """
 
 import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,12 +33,14 @@ _LENGTH_DEPENDENT_ROPE: Final = {"dynamic", "longrope"}
 class Loaded:
     """A model as transformers built it, and what identifies it.
 
-    ``identity`` goes into the numerics fingerprint: source, revision, digests of the files.
+    ``config`` is the model's ``config.json``. ``identity`` goes into the numerics fingerprint:
+    source, revision, digests of the files.
     """
 
     model: nn.Module
     tokenizer: Tokenizer
     config: dict[str, Any]
+    vocabulary_size: int
     context_size: int
     identity: dict[str, Any]
 
@@ -60,11 +63,13 @@ def load(source: Source, dtype: torch.dtype) -> Loaded:
 
 
 def read_config(source: Source) -> dict[str, Any] | None:
-    """The model's ``config.json`` where that needs no download."""
+    """The model's ``config.json`` where that needs no download and there is one."""
     if source.kind == "hub":
         return None
-    config = transformers.AutoConfig.from_pretrained(source.location, local_files_only=True)
-    return dict(config.to_dict())
+    try:
+        return _read_json(Path(source.location) / "config.json")
+    except (OSError, ValueError):
+        return None
 
 
 def is_classifier(config: dict[str, Any]) -> bool:
@@ -82,10 +87,11 @@ def _folder(source: Source) -> tuple[Path, str | None]:
 
 
 def _load_folder(source: Source, folder: Path, revision: str | None, dtype: torch.dtype) -> Loaded:
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    if is_classifier(config.to_dict()):
+    written = _read_json(folder / "config.json")
+    if is_classifier(written):
         raise invalid("model_id", f"{source.model_id!r} is a classifier; a causal_lm is needed")
-    _check_rope(config.to_dict())
+    _check_rope(written)
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise FileNotFoundError("there is no *.safetensors file; other formats are not read")
@@ -102,13 +108,14 @@ def _load_folder(source: Source, folder: Path, revision: str | None, dtype: torc
     return Loaded(
         model=model.eval().requires_grad_(False),
         tokenizer=tokenizer,
-        config=config.to_dict(),
+        config=written,
+        vocabulary_size=config.vocab_size,
         context_size=config.max_position_embeddings,
         identity={
             "model": source.model_id,
             "source": source.kind,
             "revision": revision,
-            "config": config.to_dict(),
+            "config": written,
             "weights": [_digest(file) for file in weights],
             "tokenizer": tokenizer.digest,
         },
@@ -129,6 +136,11 @@ def _rope_types(value: Any) -> Iterator[str]:
                 yield item
             else:
                 yield from _rope_types(item)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(file.read_text())
+    return content
 
 
 def _digest(file: Path) -> str:

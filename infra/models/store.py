@@ -1,6 +1,7 @@
 """The models that may be named here, loaded on first use: :class:`domain.ports.Models`."""
 
 import asyncio
+import functools
 from collections import OrderedDict
 from typing import Any
 
@@ -44,9 +45,9 @@ class ModelStore:
         """The model, loaded if it was not. Requests for one model wait for one loading."""
         source = self._catalogue.source(model_id)
         task = self._models.get(model_id)
-        if task is None or (task.done() and task.exception() is not None):
-            self._make_room()
+        if task is None:
             task = asyncio.create_task(asyncio.to_thread(self._load, source))
+            task.add_done_callback(functools.partial(self._loaded, model_id))
             self._models[model_id] = task
         self._models.move_to_end(model_id)
         return await asyncio.shield(task)
@@ -71,12 +72,14 @@ class ModelStore:
         loaded = loader.load(source, self._options.dtype)
         return TransformersModel(source.model_id, loaded, self._engine, self._options)
 
-    def _make_room(self) -> None:
-        for model_id, task in list(self._models.items()):
-            if len(self._models) < self._max_models:
-                return
-            if task.done():
-                del self._models[model_id]
+    def _loaded(self, model_id: ModelId, task: "asyncio.Task[TransformersModel]") -> None:
+        """Forget a model that could not be loaded; let others go for one that could."""
+        if not _ready(task):
+            del self._models[model_id]
+            return
+        ready = [other for other in self._models if _ready(self._models[other])]
+        for other in ready[: max(0, len(ready) - self._max_models)]:
+            del self._models[other]
 
     def _info(self, source: Source) -> ModelInfo:
         task = self._models.get(source.model_id)

@@ -1,0 +1,36 @@
+# Needs Python >= 3.11 and make; everything else is installed into .venv, pinned by the lock file.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: run test check format bench soak
+
+run: $(INSTALLED)  ## serve the embedded model on http://127.0.0.1:8000
+	CACHER_MODEL_NAME=$${CACHER_MODEL_NAME:-cacher-tiny} $(BIN)/cacher serve
+
+test: $(INSTALLED)  ## run the tests
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)  ## lint, types and tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+format: $(INSTALLED)  ## format and sort
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(INSTALLED)  ## measure, beside plain transformers and plain sqlite3 in the same run
+	$(BIN)/python -m benchmarks
+
+soak: $(INSTALLED)  ## the long versions of the crash tests
+	CACHER_SOAK=1 $(BIN)/python -m pytest tests/end_to_end -m soak
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is older than Python 3.11; name another: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $(INSTALLED)
