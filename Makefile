@@ -25,7 +25,7 @@ bench: $(INSTALLED)  ## measure, beside plain transformers and plain sqlite3 in 
 	$(BIN)/python -m benchmarks
 
 soak: $(INSTALLED)  ## the long versions of the crash tests
-	CACHER_SOAK=1 $(BIN)/python -m pytest tests/end_to_end -m soak
+	SOAK=1 $(BIN)/python -m pytest tests/end_to_end -m soak
 
 $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -21,6 +21,8 @@ from domain.errors import ModelUnavailable, invalid
 from infra.models.catalogue import Source
 from infra.models.tokenizer import Tokenizer, UnsupportedTokenizer
 
+transformers.utils.logging.disable_progress_bar()
+
 _FILES: Final = ["*.safetensors", "*.json", "*.txt", "tokenizer.model"]
 _REMEDY: Final = (
     "What works without the hub: the embedded model 'cacher-tiny', or CACHER_MODEL_NAME set to a"
