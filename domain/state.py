@@ -121,6 +121,10 @@ def _advance(state: Live, recorded: Recorded) -> State:
         case ConfigChanged():
             config = event.changes.apply(config)
         case HeadRewound():
+            if not 1 <= event.to_position <= state.head_position:
+                raise UnknownEvent(
+                    row.position, f"to {event.to_position}, the head is at {state.head_position}"
+                )
             content = take(content, event.to_position)
         case StateDeleted():
             return Deleted(

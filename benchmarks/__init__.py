@@ -1,0 +1,1 @@
+"""Measurements, as ratios against the plain libraries in the same run."""

@@ -1,0 +1,154 @@
+"""Durable appends per second: the log against plain sqlite3 doing the same commits.
+
+All write with ``synchronous=FULL``. Plain sqlite3 commits in batches of the sizes that the log's
+group commit came to in the same round; once with finished rows, and once with the same work
+(encoding, version checks, hashes) but without callers that wait for their answers. Rounds
+alternate, and medians are shown::
+
+    python -m benchmarks.log_appends
+"""
+
+import argparse
+import asyncio
+import sqlite3
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+import infra.log.writer
+from domain.chain import Row
+from domain.events import decode
+from domain.ids import Version
+from domain.ports import Append
+from infra.log import queries
+from infra.log.batch import Job, Outcome, as_row, write_batch
+from infra.log.draft import draft
+from infra.log.migrate import migrate
+from infra.log.sqlite_log import SqliteLog
+from tests.builders import BY, append, created, generated
+
+WRITERS = (1, 8, 64)
+
+
+async def through_the_log(path: Path, writers: int, each: int) -> tuple[float, list[int]]:
+    """Seconds for ``writers`` at once to append ``each`` events, and the batches they came in."""
+    sizes: list[int] = []
+
+    def counting(connection: sqlite3.Connection, jobs: Sequence[Job]) -> list[Outcome]:
+        sizes.append(len(jobs))
+        return write_batch(connection, jobs)
+
+    async def write(appends: list[Append]) -> None:
+        for one in appends:
+            await log.append([one], provenance=BY)
+
+    infra.log.writer.write_batch = counting  # type: ignore[attr-defined]
+    async with await SqliteLog.open(path) as log:
+        for state in range(writers):
+            await log.append([append(created(), state=state)], provenance=BY)
+        sizes.clear()
+        work = [
+            [append(generated(3 + n), n + 1, state=state) for n in range(each)]
+            for state in range(writers)
+        ]
+        begun = time.perf_counter()
+        await asyncio.gather(*map(write, work))
+        return time.perf_counter() - begun, sizes
+
+
+def open_plainly(path: Path, writers: int) -> sqlite3.Connection:
+    """A log in which each writer's state was just created."""
+    migrate(path)
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    for state in range(writers):
+        write_batch(connection, [draft([append(created(), state=state)], BY, None)])
+    return connection
+
+
+def with_finished_rows(path: Path, writers: int, rows: list[Row], sizes: list[int]) -> float:
+    """Seconds for sqlite3 to commit the same rows in batches of the same sizes."""
+    columns = [msgspec.structs.astuple(row) for row in rows]
+    versions = [(row.version, 0, row.state_id) for row in rows]
+    with closing(open_plainly(path, writers)) as connection:
+        begun, start = time.perf_counter(), 0
+        for size in sizes:
+            batch = slice(start, start + size)
+            connection.execute("BEGIN IMMEDIATE")
+            connection.executemany(queries.INSERT_EVENT, columns[batch])
+            connection.executemany(queries.UPDATE_STATE, versions[batch])
+            connection.execute("COMMIT")
+            start += size
+        return time.perf_counter() - begun
+
+
+def with_the_same_work(path: Path, writers: int, rows: list[Row], sizes: list[int]) -> float:
+    """Seconds to encode, check, chain and commit the same events in the same batches."""
+    appends = [
+        Append(
+            state_id=row.state_id,
+            expected_version=Version((row.version or 0) - 1),
+            event=decode(row).event,
+        )
+        for row in rows
+    ]
+    with closing(open_plainly(path, writers)) as connection:
+        begun, start = time.perf_counter(), 0
+        for size in sizes:
+            batch = appends[start : start + size]
+            write_batch(connection, [draft([one], BY, None) for one in batch])
+            start += size
+        return time.perf_counter() - begun
+
+
+async def measure(folder: Path, writers: int, events: int, rounds: int) -> tuple[str, ...]:
+    """One line of the table."""
+    rates: list[tuple[float, float, float]] = []
+    sizes: list[int] = []
+    for number in range(rounds):
+        name = f"{writers}-{number}"
+        path = folder / f"{name}.db"
+        seconds, found = await through_the_log(path, writers, events // writers)
+        with closing(sqlite3.connect(path)) as connection:
+            rows = [*map(as_row, connection.execute(queries.ROWS, (writers, 2**63 - 1, -1)))]
+        finished = with_finished_rows(folder / f"{name}-rows.db", writers, rows, found)
+        same = with_the_same_work(folder / f"{name}-same.db", writers, rows, found)
+        rates.append((len(rows) / seconds, len(rows) / finished, len(rows) / same))
+        sizes += found
+    log, finished, same = map(statistics.median, zip(*rates, strict=True))
+    return (
+        str(writers),
+        f"{statistics.mean(sizes):.1f}",
+        f"{log:,.0f}",
+        f"{same:,.0f}",
+        f"{log / same:.2f}",
+        f"{finished:,.0f}",
+        f"{log / finished:.2f}",
+    )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--events", type=int, default=4000, help="per round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help="on the disk to measure")
+    options = parser.parse_args()
+    table = Table("writers", "per commit", "log /s", "same work /s", "ratio", "rows /s", "ratio")
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        for writers in WRITERS:
+            line = measure(Path(folder), writers, options.events, options.rounds)
+            table.add_row(*asyncio.run(line))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

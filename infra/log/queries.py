@@ -1,0 +1,121 @@
+"""Every SQL statement of the running log, each with its purpose.
+
+Each one finds its rows through an index, so that none grows slower with the log (a test reads
+their plans). ``?`` are bound in the order written.
+"""
+
+from typing import Final
+
+# The name of the log, which its genesis is made of.
+LOG_ID: Final = "SELECT log_id FROM log WHERE only = 1"
+
+# The newest event: what the next one is chained to.
+HEAD: Final = """
+SELECT position, hash FROM events WHERE position = (SELECT max(position) FROM events)
+"""
+
+# The largest position ever handed out, also of a row that was removed since. One row.
+LAST_POSITION: Final = "SELECT seq FROM sqlite_sequence WHERE name = 'events'"
+
+# Events of the whole log in order: after a position, up to and with another, at most so many.
+ROWS: Final = """
+SELECT position, state_id, version, at_version, type, schema, payload, fingerprint,
+       recorded_at, actor, request_id, previous_hash, hash
+FROM events WHERE position > ? AND position <= ? ORDER BY position LIMIT ?
+"""
+
+# Events of one state in order: after a version, up to and with another, at most so many.
+STATE_ROWS: Final = """
+SELECT position, state_id, version, at_version, type, schema, payload, fingerprint,
+       recorded_at, actor, request_id, previous_hash, hash
+FROM events WHERE state_id = ? AND version > ? AND version <= ? ORDER BY version LIMIT ?
+"""
+
+# The blobs kept beside one event, in order.
+LOGITS: Final = "SELECT data FROM logits WHERE position = ? ORDER BY step"
+
+# A fingerprint by its id.
+FINGERPRINT: Final = "SELECT id, document, deterministic FROM fingerprints WHERE id = ?"
+
+# A page of the states that are not deleted, newest first, from below a position.
+LIVE_STATES: Final = """
+SELECT state_id, created_position FROM states
+WHERE deleted = 0 AND created_position < ? ORDER BY created_position DESC LIMIT ?
+"""
+
+# The same, of one model.
+LIVE_STATES_OF_MODEL: Final = """
+SELECT state_id, created_position FROM states
+WHERE deleted = 0 AND model_id = ? AND created_position < ?
+ORDER BY created_position DESC LIMIT ?
+"""
+
+# Every state that ever was, oldest first.
+STATE_IDS: Final = """
+SELECT state_id FROM states WHERE created_position > 0 ORDER BY created_position
+"""
+
+# Where a state stands now.
+STATE_VERSION: Final = "SELECT version FROM states WHERE state_id = ?"
+
+# What a request with this Idempotency-Key did.
+IDEMPOTENCY_KEY: Final = """
+SELECT request_digest, first_position, last_position FROM idempotency_keys
+WHERE actor = ? AND method = ? AND path = ? AND key = ?
+"""
+
+# The newest intent that a streamed request with this Idempotency-Key left.
+GENERATION_STARTED: Final = """
+SELECT payload, request_digest FROM generations_started
+WHERE key_actor = ? AND key_method = ? AND key_path = ? AND key = ?
+ORDER BY id DESC LIMIT 1
+"""
+
+# Record an event.
+INSERT_EVENT: Final = """
+INSERT INTO events (position, state_id, version, at_version, type, schema, payload, fingerprint,
+                    recorded_at, actor, request_id, previous_hash, hash)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+
+# Project the creation of a state.
+INSERT_STATE: Final = """
+INSERT INTO states (state_id, model_id, created_position, version, deleted)
+VALUES (?, ?, ?, ?, 0)
+"""
+
+# Project any later event of a state.
+UPDATE_STATE: Final = """
+UPDATE states SET version = ?, deleted = max(deleted, ?) WHERE state_id = ?
+"""
+
+# Keep a fingerprint that an event refers to; most are there already.
+INSERT_FINGERPRINT: Final = """
+INSERT INTO fingerprints (id, document, deterministic) VALUES (?, ?, ?) ON CONFLICT DO NOTHING
+"""
+
+# Keep one blob of logits beside an event.
+INSERT_LOGITS: Final = "INSERT INTO logits (position, step, data) VALUES (?, ?, ?)"
+
+# Remember which events answered a request.
+INSERT_IDEMPOTENCY_KEY: Final = """
+INSERT INTO idempotency_keys (actor, method, path, key, request_digest,
+                              first_position, last_position, recorded_at)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+"""
+
+# Forget the oldest keys from before a moment, at most so many.
+DELETE_IDEMPOTENCY_KEYS: Final = """
+DELETE FROM idempotency_keys WHERE (actor, method, path, key) IN (
+    SELECT actor, method, path, key FROM idempotency_keys
+    WHERE recorded_at < ? ORDER BY recorded_at LIMIT ?
+)
+"""
+
+# Record the intent of a streamed generation.
+INSERT_GENERATION_STARTED: Final = """
+INSERT INTO generations_started (state_id, base_version, payload, fingerprint, recorded_at,
+                                 actor, request_id, key_actor, key_method, key_path, key,
+                                 request_digest)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""

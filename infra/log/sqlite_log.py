@@ -1,0 +1,139 @@
+"""The event log in SQLite."""
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, Self
+
+import msgspec
+
+from domain.errors import IdempotencyKeyReused
+from domain.events import GenerationStarted, Recorded, decode
+from domain.ports import Append, Idempotency, Provenance, Remembered
+from infra.log import queries
+from infra.log.batch import Intent, as_row
+from infra.log.draft import draft, scope
+from infra.log.migrate import apply, carried, lock
+from infra.log.sqlite_reader import SqliteReader
+from infra.log.writer import Writer
+
+_WAL_RESET_BUG: Final = ((3, 7, 0), (3, 51, 2))
+"""SQLite versions, first and last, that can corrupt a database whose WAL two connections write
+and checkpoint at the same moment."""
+
+_intents: Final = msgspec.json.Decoder(GenerationStarted)
+_log = logging.getLogger(__name__)
+
+
+class SqliteLog(SqliteReader):
+    """A log in one SQLite file (``EventLog``), of which this process is the only writer.
+
+    Open it with :meth:`open`, use it in the event loop it was opened in, and close it: that
+    writes what is waiting and gives up the lock. After a crash the next start finds everything
+    that was acknowledged.
+    """
+
+    _writer: Writer
+
+    @classmethod
+    async def open(cls, path: Path | str, *, connections: int = 2, max_queue: int = 1000) -> Self:
+        """Lock the log at ``path``, make or migrate it, and start its writer.
+
+        ``connections`` is how many reads may run at once, ``max_queue`` how many appends may wait
+        or be under way.
+
+        Raises:
+            LogIsLocked: another process writes to it.
+            SchemaTooNew, MigrationChanged: its schema is not of this release or one before.
+            LogError: it is no database, or a migration failed.
+        """
+        path = await asyncio.to_thread(Path(path).resolve)
+        _warn_of_wal_reset_bug()
+        held = lock(path)
+        try:
+            await asyncio.to_thread(apply, path, carried())
+            writer = Writer(path, max_queue, held)
+        except BaseException:
+            held.release()
+            raise
+        try:
+            log = await super().open(path, connections=connections)
+        except BaseException:
+            await writer.close()
+            raise
+        log._writer = writer
+        return log
+
+    async def close(self) -> None:
+        """End the reads, write what is waiting, and give up the lock."""
+        try:
+            await super().close()
+        finally:
+            await self._writer.close()
+
+    async def append(
+        self,
+        appends: Sequence[Append],
+        *,
+        provenance: Provenance,
+        idempotency: Idempotency | None = None,
+    ) -> tuple[Recorded, ...]:
+        """Record events, all or none, and the ``Idempotency-Key`` they answer.
+
+        A key that was used before gets the events recorded then, and records nothing.
+
+        Raises:
+            VersionConflict: a state is not at its ``expected_version``; names the current one.
+            IdempotencyKeyReused: the key belongs to a request with another body.
+            QueueFull: too many appends are waiting.
+            LogUnavailable: the database could not be written; nothing was recorded.
+        """
+        return await self._writer.write(draft(appends, provenance, idempotency))
+
+    async def recall(self, idempotency: Idempotency) -> Remembered | None:
+        """What an earlier request with this key in this scope did."""
+        for digest, first, last in await self._fetch(queries.IDEMPOTENCY_KEY, *scope(idempotency)):
+            rows = await self._fetch(queries.ROWS, first - 1, last, -1)
+            return Remembered(digest, tuple(decode(as_row(columns)) for columns in rows))
+        return None
+
+    async def begin_generation(
+        self,
+        started: GenerationStarted,
+        *,
+        provenance: Provenance,
+        idempotency: Idempotency | None = None,
+    ) -> None:
+        """Record the intent of a streamed generation, on disk before this returns.
+
+        Raises:
+            QueueFull, LogUnavailable: it was not recorded.
+        """
+        await self._writer.write(
+            Intent(started=started, provenance=provenance, idempotency=idempotency)
+        )
+
+    async def begun_generation(self, idempotency: Idempotency) -> GenerationStarted | None:
+        """The intent that a streamed request with this key left last, if any.
+
+        Raises:
+            IdempotencyKeyReused: the key belongs to a request with another body.
+        """
+        for payload, digest in await self._fetch(queries.GENERATION_STARTED, *scope(idempotency)):
+            if digest != idempotency.request_digest:
+                raise IdempotencyKeyReused(idempotency.key)
+            return _intents.decode(payload)
+        return None
+
+
+def _warn_of_wal_reset_bug() -> None:
+    first, last = _WAL_RESET_BUG
+    if first <= sqlite3.sqlite_version_info <= last:
+        _log.warning(
+            "SQLite %s can corrupt a database in WAL mode if two connections write and checkpoint"
+            " at once (fixed in 3.51.3). Cacher itself has one connection that does both: let no"
+            " other program write to the log",
+            sqlite3.sqlite_version,
+        )

@@ -1,0 +1,134 @@
+"""The one writer of a log: a thread that owns the one writing connection.
+
+Whatever waits when the thread comes round goes into one transaction (group commit), and costs one
+trip from the event loop to the thread and back. An ``aiosqlite`` connection is such a thread too,
+but every statement is a trip of its own there, and a caller that is cancelled between two of them
+leaves a transaction open. Here nothing a caller does can come between ``BEGIN`` and ``COMMIT``.
+"""
+
+import asyncio
+import logging
+import sqlite3
+import threading
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Final
+
+from filelock import BaseFileLock
+
+from domain.errors import LogUnavailable, QueueFull
+from domain.events import Recorded
+from infra.log.batch import Job, Outcome, write_batch
+
+_BUSY_TIMEOUT_S: Final = 5.0
+
+_log = logging.getLogger(__name__)
+
+_Answer = asyncio.Future[tuple[Recorded, ...]]
+
+
+class Writer:
+    """Writes jobs in the order they come, at most ``max_queue`` waiting or being written.
+
+    All methods are for the event loop it was made on. ``held`` is the log's lock: released when the
+    thread ends, not before, whatever becomes of the caller of :meth:`close`.
+    """
+
+    def __init__(self, path: Path, max_queue: int, held: BaseFileLock) -> None:
+        self._path = path
+        self._held = held
+        self._max_queue = max_queue
+        self._unanswered = 0
+        self._closing = False
+        self._jobs: SimpleQueue[tuple[Job, _Answer] | None] = SimpleQueue()
+        self._loop = asyncio.get_running_loop()
+        self._connection = _connect(path)
+        self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
+        self._thread.start()
+
+    async def write(self, job: Job) -> tuple[Recorded, ...]:
+        """Return once ``job`` is on disk.
+
+        A caller that is cancelled only stops waiting: its job is written wholly all the same.
+
+        Raises:
+            VersionConflict, IdempotencyKeyReused: the job was refused.
+            QueueFull, LogUnavailable: it was not written.
+        """
+        if self._closing:
+            raise LogUnavailable("the log is closed")
+        if self._unanswered >= self._max_queue:
+            raise QueueFull(self._max_queue)
+        self._unanswered += 1
+        answer: _Answer = self._loop.create_future()
+        self._jobs.put((job, answer))
+        return await answer
+
+    async def close(self) -> None:
+        """Write what is waiting, move the WAL into the database, release the lock."""
+        if not self._closing:
+            self._closing = True
+            self._jobs.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    def _run(self) -> None:
+        closing = False
+        while not closing:
+            taken = [self._jobs.get()]
+            while not self._jobs.empty():
+                taken.append(self._jobs.get())
+            batch = [entry for entry in taken if entry is not None]
+            closing = len(batch) < len(taken)
+            if batch:
+                outcomes = self._commit([job for job, _ in batch])
+                answers = [answer for _, answer in batch]
+                self._loop.call_soon_threadsafe(self._answer, answers, outcomes)
+        self._finish()
+
+    def _commit(self, jobs: list[Job]) -> list[Outcome]:
+        try:
+            if self._connection.in_transaction:  # the rollback of an earlier batch failed too
+                self._connection.rollback()
+            return write_batch(self._connection, jobs)
+        except Exception as error:
+            _log.exception("a batch of %d appends could not be written", len(jobs))
+            self._roll_back()
+            return [_unavailable(self._path, error) for _ in jobs]
+
+    def _roll_back(self) -> None:
+        try:
+            self._connection.rollback()
+        except sqlite3.Error:
+            _log.exception("the transaction could not be rolled back; trying again before the next")
+
+    def _answer(self, answers: list[_Answer], outcomes: list[Outcome]) -> None:
+        self._unanswered -= len(answers)
+        for answer, outcome in zip(answers, outcomes, strict=True):
+            if answer.cancelled():
+                continue
+            if isinstance(outcome, Exception):
+                answer.set_exception(outcome)
+            else:
+                answer.set_result(outcome)
+
+    def _finish(self) -> None:
+        try:
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.Error:
+            _log.exception("the WAL stays as it is; the next start reads it")
+        self._connection.close()
+        self._held.release()
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    # Made here so that an error reaches the caller; used by the thread alone from then on.
+    connection = sqlite3.connect(
+        path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+    )
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    return connection
+
+
+def _unavailable(path: Path, error: Exception) -> LogUnavailable:
+    return LogUnavailable(f"the log {path} could not be written, nothing was recorded: {error}")
