@@ -7,9 +7,8 @@ import uuid
 from typing import Any, Final
 
 from litestar import Request
-from litestar.enums import ScopeType
 from litestar.exceptions import NotAuthorizedException, PermissionDeniedException
-from litestar.types import ASGIApp, Message, Receive, Scope, Send
+from litestar.types import Message, Scope
 
 from app.service import Call
 from domain.errors import invalid
@@ -42,7 +41,7 @@ async def call_of(request: Request[Any, Any, Any]) -> Call:
         )
     return Call(
         actor=actor,
-        request_id=request.scope["state"]["request_id"],
+        request_id=request_id_of(request.scope),
         if_match=_if_match(request.headers.get("if-match")),
         idempotency=idempotency,
     )
@@ -89,23 +88,18 @@ def check_key(request: Request[Any, Any, Any], keys: tuple[str, ...]) -> None:
         raise PermissionDeniedException("This key is not accepted")
 
 
-def request_ids(app: ASGIApp) -> ASGIApp:
-    """Middleware: take or make the ``X-Request-ID`` of each request and echo it."""
-
-    async def middleware(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != ScopeType.HTTP:
-            await app(scope, receive, send)
-            return
+def request_id_of(scope: Scope) -> str:
+    """The ``X-Request-ID`` of a request: the client's if it is of our form, or one made here."""
+    state = scope["state"]
+    if "request_id" not in state:
         given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-        request_id = given if _PRINTABLE.fullmatch(given) else uuid.uuid4().hex
-        scope["state"]["request_id"] = request_id
+        state["request_id"] = given if _PRINTABLE.fullmatch(given) else uuid.uuid4().hex
+    request_id: str = state["request_id"]
+    return request_id
 
-        async def echo(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                header = (b"x-request-id", request_id.encode())
-                message["headers"] = [*message["headers"], header]
-            await send(message)
 
-        await app(scope, receive, echo)
-
-    return middleware
+async def echo_request_id(message: Message, scope: Scope) -> None:
+    """Hook before an answer is sent, also one to a path that no route takes: name the request."""
+    if message["type"] == "http.response.start":
+        header = (b"x-request-id", request_id_of(scope).encode())
+        message["headers"] = [*message["headers"], header]

@@ -119,7 +119,7 @@ def _print(report: Report) -> None:
         click.echo(
             f"drift: position {drift.position}, state {drift.state_id} version {drift.version}:"
             f" |delta logprob| up to {drift.max_logprob_delta:.3g}, first changed token"
-            f" {drift.first_changed}; recorded under {drift.recorded_fingerprint}"
+            f" {drift.first_changed}; fingerprints differ in {', '.join(drift.differences)}"
         )
     for note in report.notes:
         click.echo(f"note: {note}")

@@ -26,6 +26,8 @@ def decode(body: bytes, type_: type[T]) -> T:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         hint = " (a lone surrogate is not Unicode text)" if _SURROGATE.search(body) else ""
         raise invalid("body", f"must be JSON in UTF-8: {error}{hint}") from error
+    except RecursionError as error:
+        raise invalid("body", "is nested too deeply") from error
     try:
         return msgspec.convert(raw, type_)
     except msgspec.ValidationError as error:

@@ -14,7 +14,7 @@ from litestar.handlers import BaseRouteHandler
 from litestar.openapi.config import OpenAPIConfig
 
 from app import bootstrap, problems
-from app.calls import check_key, request_ids
+from app.calls import check_key, echo_request_id
 from app.routes import audit, generation, health, models, states
 from app.service import Service
 from app.settings import BadSetting, Settings, from_environment
@@ -44,7 +44,7 @@ def create_app(settings: Settings) -> Litestar:
         route_handlers=[Router("/", route_handlers=v1, guards=[guard]), health.router],
         dependencies={"service": Provide(provide_service)},
         exception_handlers=problems.HANDLERS,
-        middleware=[request_ids],
+        before_send=[echo_request_id],
         lifespan=[lifespan],
         logging_config=None,
         openapi_config=OpenAPIConfig(title="Cacher", version="3", path="/schema"),

@@ -73,7 +73,7 @@ def problem_of(error: Exception) -> dict[str, Any]:
         case HTTPException():
             status = error.status_code
             errors = error.extra if isinstance(error.extra, list) else []
-            fields = [{"field": e["key"], "message": e["message"]} for e in errors if "key" in e]
+            fields = [_field(e) for e in errors if "key" in e]
             facts = {"field": fields[0]["field"], "errors": fields} if fields else {}
             detail = "; ".join(f"{f['field']}: {f['message']}" for f in fields) or error.detail
             slug = "invalid-input" if status == 400 else _slug(status)
@@ -81,6 +81,12 @@ def problem_of(error: Exception) -> dict[str, Any]:
         case _:
             logger.error("unforeseen error", exc_info=error)
             return problem(500, "internal-error", "The server failed; its log says why.", {})
+
+
+def _field(error: dict[str, Any]) -> dict[str, str]:
+    if error["key"] == "data":  # Litestar's name for a body that is not there
+        return {"field": "body", "message": "must not be empty, send a JSON object"}
+    return {"field": error["key"], "message": error["message"]}
 
 
 def _slug(status: int) -> str:

@@ -2,6 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
+from litestar.params import Parameter
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from domain.chain import Row
@@ -13,6 +14,7 @@ from domain.ports import Numerics
 
 Tokens = tuple[TokenId, ...]
 Count = Annotated[int, Meta(ge=1, le=128)]
+After = Annotated[int, Parameter(ge=0, le=2**53 - 1)]
 
 
 class Body(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

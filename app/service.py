@@ -59,6 +59,7 @@ class Service:
         self.default_model = default_model
         self.default_config = default_config
         self.turns = Turns(max_queue)
+        self._answers = Turns(max_queue)
         self.stopping: set[StateId] = set()
         self._folds: OrderedDict[StateId, State] = OrderedDict()
 
@@ -119,7 +120,7 @@ class Service:
         if key is None:
             yield None
             return
-        async with self.turns.turn((key.actor, key.method, key.path, key.key)):
+        async with self._answers.turn((key.actor, key.method, key.path, key.key)):
             remembered = await self.log.recall(key)
             if remembered is None:
                 yield None

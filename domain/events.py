@@ -5,6 +5,7 @@ schema number; a new field needs a default, a changed meaning needs a new tag. E
 ids, never text alone, and everything an answer to the client was made of.
 """
 
+import hashlib
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, Final, Literal
@@ -194,6 +195,26 @@ class Fingerprint(Struct, frozen=True, kw_only=True):
     id: str
     document: str
     deterministic: bool
+
+    @classmethod
+    def of(cls, facts: dict[str, Any]) -> "Fingerprint":
+        """The fingerprint that names these facts; ``deterministic`` is one of them."""
+        document = as_json(facts)
+        return cls(
+            id=hashlib.sha256(document.encode()).hexdigest(),
+            document=document,
+            deterministic=facts["deterministic"],
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """What the document names."""
+        named: dict[str, Any] = msgspec.json.decode(self.document)
+        return named
+
+    def is_sound(self) -> bool:
+        """Whether the id is that of the document, and the claim the one the document makes."""
+        digest = hashlib.sha256(self.document.encode()).hexdigest()
+        return digest == self.id and self.facts()["deterministic"] == self.deterministic
 
 
 class GenerationStarted(Struct, frozen=True, kw_only=True):

@@ -12,7 +12,14 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from domain.chain import blobs_digest
-from domain.events import Fragment, HeadRewound, Recorded, TextForwarded, TokensGenerated
+from domain.events import (
+    Fingerprint,
+    Fragment,
+    HeadRewound,
+    Recorded,
+    TextForwarded,
+    TokensGenerated,
+)
 from domain.ids import Position, StateId, TokenId, Version
 from domain.ports import Drawing, Drawn, Redraw, Scored
 from domain.state import State, evolve
@@ -41,7 +48,8 @@ class Drift(Struct, frozen=True, kw_only=True):
     """How far an event is from its re-execution under another fingerprint.
 
     ``max_logprob_delta`` is the largest |difference| of a logprob (nats); ``first_changed`` the
-    first position in the text where another token would be drawn now.
+    first position in the text where another token would be drawn now. ``differences`` are the
+    facts in which the two fingerprints differ, as recorded and as they are now.
     """
 
     position: Position
@@ -50,6 +58,7 @@ class Drift(Struct, frozen=True, kw_only=True):
     recorded_fingerprint: str | None
     max_logprob_delta: float
     first_changed: int | None
+    differences: dict[str, tuple[Any, Any]]
 
 
 class Report(Struct, frozen=True, kw_only=True):
@@ -241,7 +250,12 @@ def compare_text(recorded: Recorded, actual: Fragment) -> Divergence | None:
     return None
 
 
-def drift(recorded: Recorded, passage: Passage, scored: Scored) -> Drift:
+def drift(
+    recorded: Recorded,
+    passage: Passage,
+    scored: Scored,
+    differences: dict[str, tuple[Any, Any]],
+) -> Drift:
     """How far an event is from its re-execution under another fingerprint."""
     event = claim_of(recorded)
     offset = event.start - passage.start
@@ -260,7 +274,18 @@ def drift(recorded: Recorded, passage: Passage, scored: Scored) -> Drift:
         recorded_fingerprint=recorded.row.fingerprint,
         max_logprob_delta=max(deltas, default=0.0),
         first_changed=next(changed, None),
+        differences=differences,
     )
+
+
+def differences(recorded: Fingerprint, now: Fingerprint) -> dict[str, tuple[Any, Any]]:
+    """The facts in which two fingerprints differ; what one of them does not name is null."""
+    old, new = recorded.facts(), now.facts()
+    return {
+        name: (old.get(name), new.get(name))
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    }
 
 
 def divergence(

@@ -1,5 +1,7 @@
 """Creating, changing, forking, rewinding and deleting states, and appending text to them."""
 
+from typing import Any
+
 import msgspec
 from msgspec import Struct
 
@@ -13,6 +15,7 @@ from domain.ports import Append, LanguageModel
 from domain.state import Live
 
 MAX_METADATA_BYTES = 16_384
+MAX_METADATA_DEPTH = 64
 
 
 class Content(Struct, frozen=True):
@@ -69,8 +72,22 @@ def _clamped(service: Service, model: LanguageModel) -> StateConfig:
 
 
 def _check_metadata(metadata: Metadata) -> None:
+    if not _nests_at_most(metadata, MAX_METADATA_DEPTH):
+        raise invalid("metadata", f"must be nested at most {MAX_METADATA_DEPTH} levels deep")
     if len(msgspec.json.encode(metadata)) > MAX_METADATA_BYTES:
         raise invalid("metadata", f"must be at most {MAX_METADATA_BYTES} bytes of JSON")
+
+
+def _nests_at_most(value: Any, levels: int) -> bool:
+    """Whether objects and arrays lie at most so many levels deep in each other."""
+    match value:
+        case dict():
+            inner = list(value.values())
+        case list():
+            inner = value
+        case _:
+            return True
+    return levels > 0 and all(_nests_at_most(one, levels - 1) for one in inner)
 
 
 async def _tokens(
@@ -90,7 +107,11 @@ async def _tokens(
             if not tokens:
                 raise invalid("tokens", "must not be empty")
             if len(tokens) > room:
-                raise TooLarge(f"{len(tokens)} tokens do not fit: there is room for {room}")
+                raise TooLarge(
+                    f"{len(tokens)} tokens do not fit: there is room for {room}",
+                    tokens=len(tokens),
+                    room=room,
+                )
             for index, token in enumerate(tokens):
                 if not 0 <= token < model.vocabulary_size:
                     limit = model.vocabulary_size - 1
@@ -202,6 +223,7 @@ async def delete(service: Service, call: Call, state_id: StateId) -> tuple[Recor
     async with service.answering(call) as remembered:
         if remembered:
             return remembered
+        await _current(service, call, state_id)  # a refused deletion ends nothing
         service.stopping.add(state_id)
         try:
             async with service.turns.turn(state_id):

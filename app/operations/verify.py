@@ -7,7 +7,7 @@ from msgspec import Struct
 from domain import replay
 from domain.chain import Head, Row, blobs_digest, follow, row_hash
 from domain.errors import ChainBroken, LogError, ModelUnavailable, NotFound, StateNotFound
-from domain.events import Fork, Recorded, StateCreated, TokensGenerated, decode
+from domain.events import Fingerprint, Fork, Recorded, StateCreated, TokensGenerated, decode
 from domain.ids import ModelId, Position, StateId
 from domain.ports import LanguageModel, LogReader, Models
 from domain.replay import Divergence, Drift, Passage, Report
@@ -201,12 +201,26 @@ class Verifier:
         self._recomputed += scored.tokens_computed
         self._reused += scored.tokens_reused
         for recorded in passage.claims:
-            if recorded.row.fingerprint == model.fingerprint.id:
+            fingerprint = await self._fingerprint(recorded)
+            if fingerprint is None:
+                continue
+            if fingerprint.id == model.fingerprint.id:
                 self._diverges(replay.compare(passage, recorded, scored))
-                if not model.fingerprint.deterministic:
+                if not fingerprint.deterministic:
                     self._note("some events were made without the numerics contract")
             else:
-                self._drifts.append(replay.drift(recorded, passage, scored))
+                differences = replay.differences(fingerprint, model.fingerprint)
+                self._drifts.append(replay.drift(recorded, passage, scored, differences))
+
+    async def _fingerprint(self, recorded: Recorded) -> Fingerprint | None:
+        """The fingerprint an event names; one that is not there or not sound is a divergence."""
+        name = recorded.row.fingerprint
+        found = None if name is None else await self._log.fingerprint(name)
+        if found is not None and found.is_sound():
+            return found
+        actual = None if found is None else found.document
+        self._diverges(replay.divergence(recorded, "fingerprint", name, actual))
+        return None
 
     def _diverges(self, divergence: Divergence | None) -> None:
         if divergence is not None:

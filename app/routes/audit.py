@@ -7,7 +7,7 @@ from litestar.params import Parameter
 
 from app.body import JsonBody
 from app.operations.verify import Request, Verifier, remembered_head
-from app.schemas import EventList, EventView, HeadView, Verify
+from app.schemas import After, EventList, EventView, HeadView, Verify
 from app.service import Service
 from domain.errors import invalid
 from domain.ids import Position
@@ -17,7 +17,7 @@ from domain.replay import Report
 @get("/events")
 async def list_events(
     service: Service,
-    after: Annotated[int, Parameter(ge=0)] = 0,
+    after: After = 0,
     limit: Annotated[int, Parameter(ge=1, le=1000)] = 100,
 ) -> EventList:
     """Events of the whole log in order; ``after`` is a position."""

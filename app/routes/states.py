@@ -11,6 +11,7 @@ from app.calls import call_of, etag
 from app.operations import states as operations
 from app.operations.states import Content
 from app.schemas import (
+    After,
     ChangeConfig,
     ConfigView,
     CreateState,
@@ -26,7 +27,7 @@ from app.schemas import (
     StateView,
 )
 from app.service import Service
-from domain.errors import StateNotFound, invalid
+from domain.errors import invalid
 from domain.events import Recorded
 from domain.ids import ModelId, Position, StateId, Version
 from domain.state import Live
@@ -180,13 +181,13 @@ async def forward(data: Forward, request: AnyRequest, service: Service) -> Respo
 async def list_state_events(
     state_id: str,
     service: Service,
-    after: Annotated[int, Parameter(ge=0)] = 0,
+    after: After = 0,
     limit: Annotated[int, Parameter(ge=1, le=1000)] = 100,
 ) -> EventList:
     """Events of a state, deleted or not; ``after`` is a version."""
     rows = await service.log.state_rows(StateId(state_id), after=Version(after), limit=limit + 1)
-    if not rows and after == 0:
-        raise StateNotFound(StateId(state_id))
+    if not rows:
+        await service.state(StateId(state_id))  # refuses a state that never was
     page = rows[:limit]
     more = len(rows) > limit
     return EventList(

@@ -9,7 +9,7 @@ Why the bits of a row do not depend on what else is in the pass:
 * only the matrix products use threads, everything element-wise stays on one.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,11 +29,13 @@ class Group:
 
     ``rows`` (sequences * count) indexes the pass; ``tables`` (blocks, sequences) names the key
     blocks of each text, padded with block 0; ``positions`` (sequences, count) are the rows'.
+    ``hidden`` keeps the mask of each sliding window: it is the same in every layer.
     """
 
     rows: Tensor
     tables: Tensor
     positions: Tensor
+    hidden: dict[int | None, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,10 @@ def _attend_group(
     scores *= scaling
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    hidden = _hidden(group.positions, blocks, kv_heads, shared, q.shape[1], window)
-    scores.masked_fill_(hidden, -torch.inf)
+    if window not in group.hidden:
+        shape = (blocks, kv_heads, shared, q.shape[1])
+        group.hidden[window] = _hidden(group.positions, shape, window)
+    scores.masked_fill_(group.hidden[window], -torch.inf)
     weights = torch.exp(scores - scores.amax(dim=(0, 3), keepdim=True))
     total = weights.sum(-1).cumsum(0)[-1]  # (S*K, M), block by block
     output = torch.zeros_like(q)
@@ -132,10 +136,12 @@ def _attend_group(
     return output.reshape(texts * count, heads, dim)
 
 
-def _hidden(
-    positions: Tensor, blocks: int, kv_heads: int, shared: int, padded_rows: int, window: int | None
-) -> Tensor:
-    """Which keys each row must not see: ``(B, S*K, M, T)``. Padding rows see the first key."""
+def _hidden(positions: Tensor, shape: tuple[int, int, int, int], window: int | None) -> Tensor:
+    """Which keys each row must not see: ``(B, S*K, M, T)``. Padding rows see the first key.
+
+    ``shape`` is blocks, K/V heads, query heads of each, and M rows with their padding.
+    """
+    blocks, kv_heads, shared, padded_rows = shape
     rows = positions.repeat_interleave(shared, dim=1)  # (S, M without padding)
     rows = nn.functional.pad(rows, (0, padded_rows - rows.shape[1]))
     rows = rows.repeat_interleave(kv_heads, dim=0)[None, :, :, None]

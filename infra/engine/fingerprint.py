@@ -1,7 +1,6 @@
 """The numerics fingerprint: everything the bits of a result depend on, in one digest."""
 
 import hashlib
-import json
 from typing import Any, Final
 
 import numpy as np
@@ -24,10 +23,10 @@ def fingerprint(prepared: Prepared, identity: dict[str, Any], finding: Finding) 
     The golden digest covers logits and K/V of a fixed text: the CPU's capability alone is too
     coarse a name for what the libraries choose to do on it.
     """
-    document = json.dumps(
+    return Fingerprint.of(
         {
             "numerics_version": NUMERICS_VERSION,
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "transformers": transformers.__version__,
             "numpy": np.__version__,
             "device": "cpu",
@@ -41,12 +40,5 @@ def fingerprint(prepared: Prepared, identity: dict[str, Any], finding: Finding) 
             "sampler": hashlib.sha256(counter_vector(42, range(8))).hexdigest(),
             "deterministic": finding.failure is None,
             **identity,
-        },
-        sort_keys=True,
-        default=str,
-    )
-    return Fingerprint(
-        id=hashlib.sha256(document.encode()).hexdigest(),
-        document=document,
-        deterministic=finding.failure is None,
+        }
     )
