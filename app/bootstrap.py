@@ -7,15 +7,13 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-import torch
-
 from app.service import Service, Surroundings
 from app.settings import Settings
 from domain.config import StateConfig
 from domain.ids import MAX_SEED, StateId
 from domain.ports import LogReader
 from infra.engine.engine import Engine
-from infra.engine.language_model import EngineOptions
+from infra.engine.language_model import DTYPES, EngineOptions
 from infra.log import migrate as migrations
 from infra.log.sqlite_log import SqliteLog
 from infra.log.sqlite_reader import SqliteReader
@@ -66,7 +64,7 @@ def migrate(settings: Settings) -> list[str]:
 async def open_models(settings: Settings) -> AsyncGenerator[ModelStore, None]:
     """The models alone, with the engine that runs them."""
     options = EngineOptions(
-        dtype=getattr(torch, settings.dtype),
+        dtype=DTYPES[settings.dtype],
         strategy=settings.strategy,
         threads=settings.thread_count,
         hot_cache_bytes=settings.hot_cache_bytes // settings.max_models,

@@ -44,14 +44,19 @@ def main() -> None:
 @model_option
 @database_option
 def serve(**options: Any) -> None:
-    """Serve the API."""
+    """Serve the API; the database is brought to this release's schema first."""
     settings = _settings(**options)
+    try:
+        bootstrap.migrate(settings)
+    except LogError as error:
+        _fail(str(error))
     uvicorn.run(
         create_app(settings),
         host=settings.host,
         port=settings.port,
         log_level=settings.log_level,
         access_log=False,
+        timeout_graceful_shutdown=10,
     )
 
 

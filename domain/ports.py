@@ -254,7 +254,7 @@ class LanguageModel(Protocol):
     model_type: ModelType
     context_size: int
     vocabulary_size: int
-    eos_token_id: TokenId | None
+    eos_token_ids: frozenset[TokenId]
     config: dict[str, Any]
     numerics: Numerics
     fingerprint: Fingerprint

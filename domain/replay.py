@@ -216,14 +216,14 @@ def redrawn_for(recorded: Recorded, passage: Passage, scored: Scored) -> tuple[D
 
 
 def compare_finish(
-    recorded: Recorded, eos_token_id: TokenId | None, context: int
+    recorded: Recorded, eos_token_ids: frozenset[TokenId], context: int
 ) -> Divergence | None:
     """Whether a generation ended where and why its parameters say."""
     event = recorded.event
     if not isinstance(event, TokensGenerated):
         return None
     stopping = Stopping(
-        event.parameters, eos_token_id=eos_token_id, held=event.start, context_size=context
+        event.parameters, eos_token_ids=eos_token_ids, held=event.start, context_size=context
     )
     reasons = [
         stopping.push(token, piece)

@@ -15,12 +15,12 @@ class Stopping:
         self,
         parameters: GenerationParameters,
         *,
-        eos_token_id: TokenId | None,
+        eos_token_ids: frozenset[TokenId],
         held: int,
         context_size: int,
     ) -> None:
         self._parameters = parameters
-        self._eos = eos_token_id
+        self._eos = eos_token_ids
         self._held = held
         self._context_size = context_size
         self._text = ""
@@ -32,7 +32,7 @@ class Stopping:
         """
         self._held += 1
         searched, self._text = len(self._text), self._text + piece
-        if token == self._eos:
+        if token in self._eos:
             return "eos"
         if token in self._parameters.stop_token_ids:
             return "stop_token"

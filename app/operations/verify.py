@@ -191,7 +191,7 @@ class Verifier:
                 self._diverges(replay.compare_text(recorded, actual))
             if isinstance(state, Live):
                 context = state.config.context_size
-                self._diverges(replay.compare_finish(recorded, model.eos_token_id, context))
+                self._diverges(replay.compare_finish(recorded, model.eos_token_ids, context))
             state = evolve(state, recorded)
 
     async def _check_passage(self, passage: Passage, model: LanguageModel) -> None:

@@ -21,6 +21,9 @@ class Job(Protocol):
     def accept(self, position: int, logits: Row) -> bool:
         """Use the logits at ``position``; true if the job is done."""
 
+    def finish(self) -> None:
+        """The job is done and holds no memory any more."""
+
     def fail(self, error: Exception) -> None:
         """The job cannot be finished."""
 
@@ -73,6 +76,7 @@ class Generation:
         *,
         root: bytes,
         tokenizer: Tokenizer,
+        eos_token_ids: frozenset[TokenId],
         deliver: Callable[[Step | Exception | None], None],
     ) -> None:
         held = len(request.tokens)
@@ -87,7 +91,7 @@ class Generation:
         self._decoder = tokenizer.decoder(request.tokens)
         self._stopping = Stopping(
             request.parameters,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_ids=eos_token_ids,
             held=held,
             context_size=request.context_size,
         )
@@ -100,10 +104,11 @@ class Generation:
         piece = self._decoder.push(drawn.token_id)
         reason = self._stopping.push(drawn.token_id, piece)
         self._deliver(Step(position + 1, drawn, piece, reason))
-        if reason is None and len(self.text.tokens) < self.text.limit:
-            return False
+        return reason is not None or len(self.text.tokens) >= self.text.limit
+
+    def finish(self) -> None:
+        """Say that there are no more steps."""
         self._deliver(None)
-        return True
 
     def fail(self, error: Exception) -> None:
         """Hand the error to whoever waits."""
@@ -141,7 +146,6 @@ class Scoring:
         """Score the token after ``position``."""
         place = position + 1
         if place == len(self.text.tokens):
-            self._deliver(self._result())
             return True
         self._measures.append(sampler.measure(logits, TokenId(self.text.tokens[place])))
         drawing = self._drawings.get(place)
@@ -153,8 +157,9 @@ class Scoring:
         """Hand the error to whoever waits."""
         self._deliver(error)
 
-    def _result(self) -> Scored:
-        return Scored(
+    def finish(self) -> None:
+        """Hand out what was found."""
+        result = Scored(
             scores=Scores(
                 logprobs=tuple(m.logprob for m in self._measures),
                 ranks=tuple(m.rank for m in self._measures),
@@ -166,3 +171,4 @@ class Scoring:
             tokens_computed=len(self.text.tokens) - self.text.reused,
             tokens_reused=self.text.reused,
         )
+        self._deliver(result)

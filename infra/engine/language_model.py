@@ -26,6 +26,9 @@ from infra.models.loader import Loaded
 
 Item = TypeVar("Item")
 
+DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""By name, so that who sets up the engine need not load torch before :mod:`infra.engine` does."""
+
 _SHORT_TEXT_BYTES: Final = 4096
 
 MAX_ROWS: Final = 256
@@ -66,7 +69,7 @@ class TransformersModel:
         self.context_size = loaded.context_size
         self.vocabulary_size: int = loaded.vocabulary_size
         self._tokenizer = loaded.tokenizer
-        self.eos_token_id = loaded.tokenizer.eos_token_id
+        self.eos_token_ids = loaded.eos_token_ids
         self._engine = engine
         torch.set_num_threads(1)
         plain = plain_logits(loaded.model, self.vocabulary_size, self.context_size)
@@ -125,7 +128,11 @@ class TransformersModel:
             return
         inbox: asyncio.Queue[Step | Exception | None] = asyncio.Queue()
         job = Generation(
-            request, root=self._root, tokenizer=self._tokenizer, deliver=_deliver_to(inbox)
+            request,
+            root=self._root,
+            tokenizer=self._tokenizer,
+            eos_token_ids=self.eos_token_ids,
+            deliver=_deliver_to(inbox),
         )
         self._start(job)
         try:

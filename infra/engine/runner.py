@@ -58,6 +58,7 @@ class Runner:
             for position, row in zip(piece.wanted, rows, strict=True):
                 if job.accept(position, row):
                     self.drop(job)
+                    job.finish()
         except Exception as error:
             logger.exception("a job failed")
             self._fail(piece, error)

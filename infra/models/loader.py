@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from domain.errors import ModelUnavailable, invalid
+from domain.ids import TokenId
 from infra.models.catalogue import Source
 from infra.models.tokenizer import Tokenizer, UnsupportedTokenizer
 
@@ -44,6 +45,7 @@ class Loaded:
     config: dict[str, Any]
     vocabulary_size: int
     context_size: int
+    eos_token_ids: frozenset[TokenId]
     identity: dict[str, Any]
 
 
@@ -113,6 +115,7 @@ def _load_folder(source: Source, folder: Path, revision: str | None, dtype: torc
         config=written,
         vocabulary_size=config.vocab_size,
         context_size=config.max_position_embeddings,
+        eos_token_ids=_eos_token_ids(model, tokenizer),
         identity={
             "model": source.model_id,
             "source": source.kind,
@@ -122,6 +125,14 @@ def _load_folder(source: Source, folder: Path, revision: str | None, dtype: torc
             "tokenizer": tokenizer.digest,
         },
     )
+
+
+def _eos_token_ids(model: Any, tokenizer: Tokenizer) -> frozenset[TokenId]:
+    """Tokens that end a text: those ``generate`` of transformers stops at."""
+    named: int | list[int] | None = model.generation_config.eos_token_id
+    if named is None:
+        named = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    return frozenset(map(TokenId, [named] if isinstance(named, int) else named))
 
 
 def _check_rope(config: dict[str, Any]) -> None:
