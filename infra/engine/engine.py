@@ -1,5 +1,6 @@
 """The one thread that runs models. Everything else waits for it without blocking."""
 
+import logging
 import queue
 import threading
 from collections.abc import Callable
@@ -8,6 +9,8 @@ import torch
 
 from infra.engine.jobs import Job
 from infra.engine.runner import Runner
+
+logger = logging.getLogger(__name__)
 
 Command = Callable[[], None]
 
@@ -59,9 +62,17 @@ class Engine:
             self._obey()
             for runner in list(self._busy):
                 if runner.busy:
-                    runner.step()
+                    self._step(runner)
                 else:
                     self._busy.remove(runner)
+
+    def _step(self, runner: Runner) -> None:
+        """One step; whatever goes wrong in it, the thread goes on."""
+        try:
+            runner.step()
+        except Exception as error:
+            logger.exception("a model's step failed")
+            runner.abandon(error)
 
     def _obey(self) -> None:
         """Run the commands that wait; with nothing else to do, wait for one."""

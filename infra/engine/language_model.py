@@ -1,6 +1,7 @@
 """A loaded model as the application sees it: :class:`domain.ports.LanguageModel`."""
 
 import asyncio
+import contextlib
 import functools
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
@@ -213,7 +214,7 @@ def _deliver_to(inbox: "asyncio.Queue[Item]") -> Callable[[Item], None]:
     loop = asyncio.get_running_loop()
 
     def deliver(item: Item) -> None:
-        if not loop.is_closed():
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(inbox.put_nowait, item)
 
     return deliver

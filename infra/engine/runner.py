@@ -37,6 +37,12 @@ class Runner:
         if self._jobs.pop(job.text, None) is not None:
             self.scheduler.remove(job.text)
 
+    def abandon(self, error: Exception) -> None:
+        """Fail every job: what went wrong is not the fault of one."""
+        for job in list(self._jobs.values()):
+            self.drop(job)
+            job.fail(error)
+
     def step(self) -> None:
         """One forward pass, and what follows from its logits."""
         slices = self.scheduler.plan()
