@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from infra.engine import attention
 from infra.engine.blocks import BLOCK_TOKENS
@@ -16,17 +16,21 @@ from infra.engine.strategies import Strategy, replace_linears
 
 @dataclass(frozen=True)
 class Prepared:
-    """A model whose linear layers and attention are ours, and how its rows are padded."""
+    """A model whose linear layers and attention are ours, and how its rows are padded.
+
+    ``quantum`` is for the rows of a pass, ``head_quantum`` for those whose logits are wanted.
+    """
 
     model: Any
     geometry: Geometry
     strategy: Strategy
     dtype: torch.dtype
     quantum: int
+    head_quantum: int
     query_tile: int
 
 
-def prepare(model: nn.Module, strategy: Strategy, dtype: torch.dtype) -> Prepared:
+def prepare(model: Any, strategy: Strategy, dtype: torch.dtype) -> Prepared:
     """Give a transformers model the strategy's linear layers and our attention, in place."""
     config: Any = model.config
     heads = config.num_attention_heads
@@ -37,8 +41,9 @@ def prepare(model: nn.Module, strategy: Strategy, dtype: torch.dtype) -> Prepare
         kv_heads=getattr(config, "num_key_value_heads", None) or heads,
         head_dim=head_dim,
     )
+    capped = getattr(config, "final_logit_softcapping", None) is not None
     widths = replace_linears(model, strategy) | {head_dim}
-    model.set_attn_implementation(attention.NAME)  # type: ignore[operator]
+    model.set_attn_implementation(attention.NAME)
     config.pad_token_id = None  # rows are never padding to the model; spares a check per pass
     return Prepared(
         model=model,
@@ -46,6 +51,7 @@ def prepare(model: nn.Module, strategy: Strategy, dtype: torch.dtype) -> Prepare
         strategy=strategy,
         dtype=dtype,
         quantum=strategy.quantum(widths),
+        head_quantum=strategy.quantum({config.vocab_size} if capped else set()),
         query_tile=strategy.query_tile(head_dim),
     )
 
@@ -83,7 +89,7 @@ class Executor:
         if not wanted:
             model.base_model(**inputs)
             return torch.empty(0, 0)
-        rows = wanted + [0] * (-len(wanted) % self._prepared.quantum)
+        rows = wanted + [0] * (-len(wanted) % self._prepared.head_quantum)
         logits: Tensor = model(**inputs, logits_to_keep=torch.tensor(rows)).logits
         return logits[0, : len(wanted)].float()
 

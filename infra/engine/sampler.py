@@ -65,7 +65,7 @@ def draw(logits: Row, sampling: SamplingParameters, seed: Seed, position: int) -
         kept = _nucleus(mass, total, sampling.top_p)
         norm = total if kept is None else float(mass[kept - 1])
         index = int(np.searchsorted(mass, point * norm, side="right"))
-        if count == len(candidates) or (kept is not None or index < count):
+        if count == len(candidates) or kept is not None or (sampling.top_p >= 1 and index < count):
             break
     index = min(index, (kept or count) - 1)
     weight = float(mass[index] - (mass[index - 1] if index else 0.0))

@@ -5,7 +5,7 @@ the contract on this machine is not believed but probed (:mod:`infra.engine.prob
 """
 
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -148,23 +148,27 @@ def measured_query_tile(head_dim: int) -> int:
     """Smallest power of two, from 4, at which both products of attention are row-invariant.
 
     BLAS libraries choose another kernel below a number of rows that depends on the other
-    dimensions; with head_dim 128 and MKL, 4 rows are too few.
+    dimensions and on their layout; with head_dim 128 and MKL, 4 rows are too few. Tried with one
+    K/V head and with several, in the layout that attention uses.
     """
     generator = torch.Generator().manual_seed(0)
-    rows, block = 256, BLOCK_TOKENS
-    query, start = torch.randn(2, 1, rows, head_dim, generator=generator)
-    keys = torch.randn(1, head_dim, block, generator=generator)
-    weights = torch.rand(1, rows, block, generator=generator)
-    values = torch.randn(1, block, head_dim, generator=generator)
-    scores, output = query @ keys, torch.baddbmm(start, weights, values)
+    rows, heads = 256, 3
+    query, start = torch.randn(2, heads, rows, head_dim, generator=generator)
+    keys, values = torch.randn(2, heads, BLOCK_TOKENS, head_dim, generator=generator)
+    weights = torch.rand(heads, rows, BLOCK_TOKENS, generator=generator)
+    scores = torch.matmul(query, keys.transpose(-1, -2))
+    output = torch.baddbmm(start, weights, values)
 
-    def invariant(count: int) -> bool:
-        return torch.equal(query[:, :count] @ keys, scores[:, :count]) and torch.equal(
-            torch.baddbmm(start[:, :count], weights[:, :count], values), output[:, :count]
-        )
+    def invariant(count: int, heads: int) -> bool:
+        part = (slice(heads), slice(count))
+        return torch.equal(
+            torch.matmul(query[part], keys[:heads].transpose(-1, -2)), scores[part]
+        ) and torch.equal(torch.baddbmm(start[part], weights[part], values[:heads]), output[part])
 
-    tiles = (tile for tile in (4, 8, 16, 32, 64) if all(map(invariant, range(tile, rows, tile))))
-    return next(tiles, 128)
+    def holds(tile: int) -> bool:
+        return all(invariant(count, n) for count in range(tile, rows, tile) for n in (1, heads))
+
+    return next(filter(holds, (4, 8, 16, 32, 64)), 128)
 
 
 def choose(name: str, dtype: torch.dtype, thread_count: int) -> Strategy:
@@ -187,11 +191,13 @@ def _can_pack(dtype: torch.dtype) -> bool:
     return True
 
 
-def replace_linears(model: nn.Module, strategy: Strategy) -> set[int]:
-    """Swap every linear layer of ``model`` for the strategy's; returns the widths they write.
+def replace_linears(model: Any, strategy: Strategy) -> set[int]:
+    """Swap every linear layer of ``model`` for the strategy's.
 
-    Weights shared with an embedding stay where the embedding needs them.
+    Returns the widths of the tensors between them: what comes out of the head is not one. Weights
+    shared with an embedding stay where the embedding needs them.
     """
+    head = model.get_output_embeddings()
     widths: set[int] = set()
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
@@ -203,5 +209,5 @@ def replace_linears(model: nn.Module, strategy: Strategy) -> set[int]:
                 continue
             bias = None if child.bias is None else child.bias.detach()
             setattr(parent, name, strategy.linear(weight, bias))
-            widths.update(weight.shape)
+            widths.update(weight.shape[1:] if child is head else weight.shape)
     return widths
