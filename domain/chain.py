@@ -53,15 +53,16 @@ def genesis(log_id: str) -> Head:
     return Head(Position(0), hashlib.sha256(_GENESIS + log_id.encode()).digest())
 
 
+_integer: Final = struct.Struct(">cq").pack
+
+
 def _column(value: int | str | None) -> bytes:
-    match value:
-        case None:
-            return b"N"
-        case int():
-            return b"I" + struct.pack(">q", value)
-        case str():
-            data = value.encode()
-            return b"T" + struct.pack(">q", len(data)) + data
+    if value is None:
+        return b"N"
+    if isinstance(value, int):
+        return _integer(b"I", value)
+    data = value.encode()
+    return _integer(b"T", len(data)) + data
 
 
 def row_hash(row: Row) -> bytes:
