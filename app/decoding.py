@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 from msgspec import Struct
@@ -35,12 +35,14 @@ def decode(body: bytes, type_: type[T]) -> T:
         raise InvalidInput(*problems or (field_problem("body", error),)) from error
 
 
-def field_problem(field: str, error: msgspec.ValidationError) -> FieldProblem:
-    """What msgspec found wrong with a field, in our words."""
+def field_problem(field: str, error: msgspec.ValidationError, type_: Any = None) -> FieldProblem:
+    """What msgspec found wrong with a field of a type, in our words."""
     message = str(error)
     match = _PATH.search(message)
     path = match["path"] if match else ""
     text = message[: match.start()] if match else message
+    if text.startswith("Invalid enum value"):
+        text += f", allowed are {', '.join(map(str, _choices(type_)))}"
     return FieldProblem((field + path).lstrip("."), text[:1].lower() + text[1:])
 
 
@@ -63,7 +65,16 @@ def _problems(raw: Any, type_: type[Struct], path: str) -> Iterator[FieldProblem
             if inner is not None and isinstance(raw[name], dict):
                 yield from _problems(raw[name], inner, f"{path}{name}.")
             else:
-                yield field_problem(path + name, error)
+                yield field_problem(path + name, error, field.type)
+
+
+def _choices(annotation: Any) -> Iterator[Any]:
+    """The values of every ``Literal`` in a field's type."""
+    for inner in get_args(annotation):
+        if get_origin(annotation) is Literal:
+            yield inner
+        else:
+            yield from _choices(inner)
 
 
 def _struct_of(annotation: Any) -> type[Struct] | None:

@@ -6,8 +6,10 @@ from typing import Any, Final
 import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.types import ExceptionHandlersMap
 
+from app.schemas import Problem
 from domain.errors import (
     Conflict,
     InvalidInput,
@@ -30,6 +32,7 @@ STATUS: Final[dict[type[Refusal], int]] = {
     Unavailable: 503,
 }
 _HEADERS: Final[dict[int, dict[str, str]]] = {
+    401: {"WWW-Authenticate": "Bearer"},
     409: {"x-should-retry": "false"},
     412: {"x-should-retry": "false"},
     429: {"Retry-After": "1"},
@@ -49,6 +52,14 @@ _TITLES: Final = {
     500: "Internal error",
     503: "Unavailable",
 }
+
+RESPONSES: Final = {
+    status: ResponseSpec(
+        Problem, generate_examples=False, description=_TITLES[status], media_type=MEDIA_TYPE
+    )
+    for status in (400, 404, 409, 412, 413, 415, 429, 503)
+}
+"""What any route may answer instead, for the OpenAPI document."""
 
 logger = logging.getLogger(__name__)
 

@@ -85,7 +85,7 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
                 raw if is_list else text, fields[name].type, strict=False
             )
         except msgspec.ValidationError as error:
-            message = field_problem("", error).message
+            message = field_problem("", error, fields[name].type).message
             problems.append(f"{PREFIX}{name.upper()} is {text!r}: {message}")
     if problems:
         raise BadSetting("\n".join(sorted(problems)))

@@ -3,6 +3,7 @@
 Anything that needs the model, a clock or chance has been done before and is passed in.
 """
 
+from collections.abc import Sequence
 from typing import Final, TypeVar
 
 from msgspec import UNSET, Struct, UnsetType
@@ -23,6 +24,8 @@ from domain.config import (
     TopP,
 )
 from domain.errors import (
+    FieldProblem,
+    InvalidInput,
     NotAPrefix,
     PreconditionFailed,
     StateIsDeleted,
@@ -41,7 +44,7 @@ from domain.events import (
     StateDeleted,
     TextForwarded,
 )
-from domain.ids import ModelId, Seed, StateId, Version
+from domain.ids import ModelId, Seed, StateId, TokenId, Version
 from domain.state import Live, State, take
 
 T = TypeVar("T")
@@ -141,6 +144,21 @@ def check_fits(count: int, *, held: int, context_size: int) -> None:
             head_position=held,
             context_size=context_size,
         )
+
+
+def check_vocabulary(field: str, tokens: Sequence[TokenId], size: int) -> None:
+    """Refuse ids that are no token of a vocabulary of ``size`` entries.
+
+    Raises:
+        InvalidInput: names every one of them.
+    """
+    problems = [
+        FieldProblem(f"{field}[{index}]", f"must be from 0 to {size - 1}")
+        for index, token in enumerate(tokens)
+        if not 0 <= token < size
+    ]
+    if problems:
+        raise InvalidInput(*problems)
 
 
 def forward(state: Live, content: Fragment, scores: Scores) -> TextForwarded:

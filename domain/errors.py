@@ -218,7 +218,8 @@ class ModelUnavailable(Unavailable):
 
     def __init__(self, model_id: ModelId, reason: str, remedy: str) -> None:
         super().__init__(
-            f"model {model_id!r} cannot be loaded: {reason}. {remedy}", model_id=model_id
+            f"model {model_id!r} cannot be loaded: {reason.rstrip('.')}. {remedy}",
+            model_id=model_id,
         )
 
 

@@ -208,13 +208,16 @@ class Fingerprint(Struct, frozen=True, kw_only=True):
 
     def facts(self) -> dict[str, Any]:
         """What the document names."""
-        named: dict[str, Any] = msgspec.json.decode(self.document)
-        return named
+        return msgspec.json.decode(self.document, type=dict[str, Any])
 
     def is_sound(self) -> bool:
         """Whether the id is that of the document, and the claim the one the document makes."""
         digest = hashlib.sha256(self.document.encode()).hexdigest()
-        return digest == self.id and self.facts()["deterministic"] == self.deterministic
+        try:
+            claimed = self.facts().get("deterministic")
+        except msgspec.DecodeError:
+            return False
+        return digest == self.id and claimed is self.deterministic
 
 
 class GenerationStarted(Struct, frozen=True, kw_only=True):

@@ -12,11 +12,14 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from domain.chain import blobs_digest
+from domain.config import StateConfig
 from domain.events import (
     Fingerprint,
+    FinishReason,
     Fragment,
     HeadRewound,
     Recorded,
+    StateCreated,
     TextForwarded,
     TokensGenerated,
 )
@@ -165,18 +168,22 @@ def compare(passage: Passage, recorded: Recorded, scored: Scored) -> Divergence 
         if divergence is not None and field != "logprobs":
             return divergence
         if divergence is not None:
-            return _name_choice(recorded, passage, scored) or divergence
+            return _name_choice(recorded, passage, scored, divergence)
     return _compare_choices(recorded, passage, scored)
 
 
-def _name_choice(recorded: Recorded, passage: Passage, scored: Scored) -> Divergence | None:
-    """A changed token shows first in its logprob; say that it is the token."""
-    if not isinstance(recorded.event, TokensGenerated):
-        return None
-    drawn = redrawn_for(recorded, passage, scored)
-    return _first(
-        recorded, "content.tokens", recorded.event.content.tokens, [d.token_id for d in drawn]
-    )
+def _name_choice(
+    recorded: Recorded, passage: Passage, scored: Scored, found: Divergence
+) -> Divergence:
+    """A changed token shows first in its logprob: say it where it is the token."""
+    event = recorded.event
+    if not isinstance(event, TokensGenerated) or found.token_position is None:
+        return found
+    index = found.token_position - event.start
+    token, drawn = event.content.tokens[index], redrawn_for(recorded, passage, scored)[index]
+    if token == drawn.token_id:
+        return found
+    return divergence(recorded, "content.tokens", token, drawn.token_id, index)
 
 
 def _compare_choices(recorded: Recorded, passage: Passage, scored: Scored) -> Divergence | None:
@@ -215,6 +222,54 @@ def redrawn_for(recorded: Recorded, passage: Passage, scored: Scored) -> tuple[D
     return ()
 
 
+def compare_form(recorded: Recorded, vocabulary_size: int, context_size: int) -> Divergence | None:
+    """Whether a model can be asked about an event at all.
+
+    Its tokens are in the vocabulary and fit the model's context, and whatever is recorded of each
+    token is there once for each.
+    """
+    event = recorded.event
+    if not isinstance(event, StateCreated | Claim):
+        return None
+    count = len(event.content.tokens)
+    for field, values in _of_each_token(event).items():
+        if len(values) != count:
+            return divergence(recorded, f"len({field})", len(values), count)
+    for index, token in enumerate(event.content.tokens):
+        if not 0 <= token < vocabulary_size:
+            possible = f"a token from 0 to {vocabulary_size - 1}"
+            return divergence(recorded, "content.tokens", token, possible, index)
+    room = context_size - (0 if isinstance(event, StateCreated) else event.start)
+    if count > room:
+        return divergence(recorded, "len(content.tokens)", count, f"at most {room}")
+    return None
+
+
+def _of_each_token(event: StateCreated | Claim) -> dict[str, Sequence[Any]]:
+    """Fields of an event that have one value for each of its tokens."""
+    fields: dict[str, Sequence[Any]] = {"content.ends": event.content.ends}
+    if isinstance(event, Claim):
+        scores = event.scores.__struct_fields__
+        fields |= {f"scores.{name}": getattr(event.scores, name) for name in scores}
+    if isinstance(event, TokensGenerated):
+        fields["sampling_probabilities"] = event.sampling_probabilities
+        fields["alternatives"] = event.alternatives
+    return fields
+
+
+def compare_storage(recorded: Recorded, config: StateConfig) -> Divergence | None:
+    """Whether a generation kept the logits that its state was to keep."""
+    event = recorded.event
+    if not isinstance(event, TokensGenerated):
+        return None
+    stored = event.stored_logits
+    kept = None if stored is None else (stored.kind, stored.k)
+    wanted = None
+    if event.content.tokens and config.store_logits != "none":
+        wanted = (config.store_logits, config.top_k_logits)
+    return None if kept == wanted else divergence(recorded, "stored_logits", kept, wanted)
+
+
 def compare_finish(
     recorded: Recorded, eos_token_ids: frozenset[TokenId], context: int
 ) -> Divergence | None:
@@ -234,12 +289,27 @@ def compare_finish(
         return divergence(
             recorded, "finish_reason", event.finish_reason, reasons[early[0]], early[0]
         )
-    last = reasons[-1] if reasons else "context_full"
-    if last is None and len(reasons) < event.parameters.max_tokens:
-        last = "cancelled"
-    if event.finish_reason not in (last, "cancelled"):
-        return divergence(recorded, "finish_reason", event.finish_reason, last)
+    most = event.parameters.max_tokens
+    if len(reasons) > most:
+        return divergence(recorded, "len(content.tokens)", len(reasons), most)
+    full: FinishReason | None = "context_full" if event.start >= context else None
+    possible = _possible_ends(reasons[-1] if reasons else full, len(reasons), most)
+    if event.finish_reason not in possible:
+        return divergence(recorded, "finish_reason", event.finish_reason, possible[0])
     return None
+
+
+def _possible_ends(
+    reason: FinishReason | None, count: int, most: int
+) -> tuple[FinishReason | None, ...]:
+    """How a generation of ``count`` tokens can have ended, the likeliest first.
+
+    ``reason`` is what its last token gives. A client may leave, or the state be deleted, at any
+    moment before an end of its own; also while there is nothing to draw.
+    """
+    if reason is None:
+        return ("cancelled",) if count < most else (None, "cancelled")
+    return (reason,) if count else (reason, "cancelled")
 
 
 def compare_text(recorded: Recorded, actual: Fragment) -> Divergence | None:

@@ -45,6 +45,7 @@ async def generate(
         state = await service.live(state_id)
         decide.check_precondition(state, call.if_match)
         model = await service.models.get(state.model_id)
+        decide.check_vocabulary("stop_token_ids", wish.stop_token_ids, model.vocabulary_size)
         plan = decide.plan_generation(state, wish, await _fresh_seed(service, call, state))
         if streamed:
             await _begin(service, call, state, model, plan)

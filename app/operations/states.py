@@ -112,10 +112,7 @@ async def _tokens(
                     tokens=len(tokens),
                     room=room,
                 )
-            for index, token in enumerate(tokens):
-                if not 0 <= token < model.vocabulary_size:
-                    limit = model.vocabulary_size - 1
-                    raise invalid(f"tokens[{index}]", f"must be from 0 to {limit}")
+            decide.check_vocabulary("tokens", tokens, model.vocabulary_size)
             return tokens
         case _:
             raise invalid("tokens", "must not be given together with text")

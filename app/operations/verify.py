@@ -1,6 +1,8 @@
 """Re-executing a log to hold it against what it says. Changes nothing."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from msgspec import Struct
 
@@ -40,6 +42,7 @@ class Verifier:
         self._divergences: list[Divergence] = []
         self._drifts: list[Drift] = []
         self._notes: list[str] = []
+        self._begun: dict[StateId, Position] = {}
         self._events = 0
         self._recomputed = 0
         self._reused = 0
@@ -52,7 +55,8 @@ class Verifier:
         """
         head = await self._check_chain(request.head)
         if request.state_ids is None:
-            state_ids: Sequence[StateId] = await self._log.state_ids()
+            await self._check_list()
+            state_ids = tuple(self._begun)
         else:
             state_ids = request.state_ids
         for done, state_id in enumerate(state_ids):
@@ -81,8 +85,11 @@ class Verifier:
                 try:
                     head = follow(head, row)
                 except ChainBroken as error:
-                    self._broken(row, str(error))
+                    self._broken(row, "hash", row.hash.hex(), f"{row_hash(row).hex()}: {error}")
                     head = Head(row.position, row.hash)
+                if row.version is None or row.version < 1:
+                    self._broken(row, "version", row.version, "an event has a version from 1 on")
+                self._begun.setdefault(row.state_id, row.position)
                 found = found or head == remembered
         if not found and remembered is not None:
             self._divergences.append(
@@ -97,21 +104,37 @@ class Verifier:
             )
         return head
 
-    def _broken(self, row: Row, message: str) -> None:
+    def _broken(self, row: Row, field: str, expected: Any, actual: str) -> None:
         self._divergences.append(
             Divergence(
                 position=row.position,
                 state_id=row.state_id,
                 version=row.version,
-                field="hash",
-                expected=row.hash.hex(),
-                actual=f"{row_hash(row).hex()}: {message}",
+                field=field,
+                expected=expected,
+                actual=actual,
             )
         )
 
+    async def _check_list(self) -> None:
+        """The states are those of the events: the list beside them must not hide one."""
+        listed = set(await self._log.state_ids())
+        self._divergences += [
+            Divergence(
+                position=position,
+                state_id=state_id,
+                version=None,
+                field="states",
+                expected="a state that has events",
+                actual="not among the states",
+            )
+            for state_id, position in self._begun.items()
+            if state_id not in listed
+        ]
+
     async def _check_state(self, state_id: StateId) -> None:
         rows = await self._log.state_rows(state_id)
-        if not rows:
+        if state_id not in self._begun:
             raise StateNotFound(state_id)
         events = self._readable(rows)
         self._events += len(rows)
@@ -123,6 +146,7 @@ class Verifier:
         model = await self._model(events[0].event.model_id)
         if model is None:
             return
+        events = self._executable(events, model)
         self._check_texts(events, model)
         for passage in replay.passages(events):
             await self._check_passage(passage, model)
@@ -136,18 +160,19 @@ class Verifier:
                 recorded = decode(row)
                 state = evolve(state, recorded)
             except LogError as error:
-                self._divergences.append(
-                    Divergence(
-                        position=row.position,
-                        state_id=row.state_id,
-                        version=row.version,
-                        field="event",
-                        expected=f"an event that can follow version {len(events)}",
-                        actual=str(error),
-                    )
-                )
+                expected = f"an event that can follow version {len(events)}"
+                self._broken(row, "event", expected, str(error))
                 break
             events.append(recorded)
+        return events
+
+    def _executable(self, events: list[Recorded], model: LanguageModel) -> list[Recorded]:
+        """The events up to the first that the model cannot be asked about."""
+        for index, recorded in enumerate(events):
+            found = replay.compare_form(recorded, model.vocabulary_size, model.context_size)
+            if found is not None:
+                self._diverges(found)
+                return events[:index]
         return events
 
     async def _check_blobs(self, recorded: Recorded) -> None:
@@ -192,6 +217,7 @@ class Verifier:
             if isinstance(state, Live):
                 context = state.config.context_size
                 self._diverges(replay.compare_finish(recorded, model.eos_token_ids, context))
+                self._diverges(replay.compare_storage(recorded, state.config))
             state = evolve(state, recorded)
 
     async def _check_passage(self, passage: Passage, model: LanguageModel) -> None:
@@ -204,10 +230,10 @@ class Verifier:
             fingerprint = await self._fingerprint(recorded)
             if fingerprint is None:
                 continue
-            if fingerprint.id == model.fingerprint.id:
+            if not fingerprint.deterministic:
+                self._note("some events were made without the numerics contract")
+            if fingerprint.deterministic and fingerprint.id == model.fingerprint.id:
                 self._diverges(replay.compare(passage, recorded, scored))
-                if not fingerprint.deterministic:
-                    self._note("some events were made without the numerics contract")
             else:
                 differences = replay.differences(fingerprint, model.fingerprint)
                 self._drifts.append(replay.drift(recorded, passage, scored, differences))
@@ -238,4 +264,7 @@ def remembered_head(text: str) -> Head:
         ValueError: it is not that.
     """
     position, _, digest = text.partition(":")
-    return Head(Position(int(position)), bytes.fromhex(digest))
+    head = Head(Position(int(position)), bytes.fromhex(digest))
+    if len(head.hash) != hashlib.sha256().digest_size:
+        raise ValueError("the hash is not that of SHA-256")
+    return head

@@ -2,11 +2,11 @@
 
 from typing import Annotated
 
-from litestar import Router, get, post
+from litestar import Router
 from litestar.params import Parameter
 
-from app.body import JsonBody
 from app.operations.verify import Request, Verifier, remembered_head
+from app.routes.handlers import reading, writing
 from app.schemas import After, EventList, EventView, HeadView, Verify
 from app.service import Service
 from domain.errors import invalid
@@ -14,7 +14,7 @@ from domain.ids import Position
 from domain.replay import Report
 
 
-@get("/events")
+@reading("/events")
 async def list_events(
     service: Service,
     after: After = 0,
@@ -29,14 +29,14 @@ async def list_events(
     )
 
 
-@get("/audit/head")
+@reading("/audit/head")
 async def get_head(service: Service) -> HeadView:
     """The newest position of the log and its hash."""
     head = await service.log.head()
     return HeadView(position=head.position, hash=head.hash.hex())
 
 
-@post("/replay/verify", dto=JsonBody[Verify], return_dto=None, status_code=200)
+@writing("/replay/verify", Verify)
 async def verify(data: Verify, service: Service) -> Report:
     """Re-execute one state or the whole log and hold it against what is recorded."""
     if (data.state_id is None) == (data.all is None):

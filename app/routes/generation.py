@@ -4,16 +4,15 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from litestar import Request, Response, Router, post
+from litestar import Request, Response, Router
 from litestar.background_tasks import BackgroundTask
-from litestar.openapi.datastructures import ResponseSpec
 from litestar.response import Stream
 
 from app import answers, sse
-from app.body import JsonBody
 from app.calls import call_of, etag
 from app.operations.generation import generate
 from app.problems import problem_of
+from app.routes.handlers import writing
 from app.schemas import Generated, GenerateTokens
 from app.service import Service
 from domain.errors import invalid
@@ -23,13 +22,7 @@ from domain.ports import Step
 Items = AsyncGenerator[Step | Recorded, None]
 
 
-@post(
-    "/generate/token",
-    dto=JsonBody[GenerateTokens],
-    return_dto=None,
-    status_code=200,
-    responses={200: ResponseSpec(Generated, description="What was generated")},
-)
+@writing("/generate/token", GenerateTokens, answer=Generated)
 async def generate_tokens(
     data: GenerateTokens,
     request: Request[Any, Any, Any],

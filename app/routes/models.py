@@ -1,20 +1,21 @@
 """``/v1/models``."""
 
-from litestar import Router, get
+from litestar import Router
 
+from app.routes.handlers import reading
 from app.schemas import ModelView
 from app.service import Service
 from domain.ids import ModelId
 from domain.ports import ModelInfo
 
 
-@get("/models")
+@reading("/models")
 async def list_models(service: Service) -> list[ModelInfo]:
     """Models that clients may name."""
     return service.models.known()
 
 
-@get("/models/{model_id:path}")
+@reading("/models/{model_id:path}")
 async def get_model(model_id: str, service: Service) -> ModelView:
     """A model, loaded if it was not: its config and what it claims about its bits."""
     key = ModelId(model_id.lstrip("/"))

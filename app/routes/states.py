@@ -2,14 +2,14 @@
 
 from typing import Annotated, Any
 
-from litestar import Request, Response, Router, delete, get, post
+from litestar import Request, Response, Router
 from litestar.params import Parameter
 
 from app import answers
-from app.body import JsonBody
 from app.calls import call_of, etag
 from app.operations import states as operations
 from app.operations.states import Content
+from app.routes.handlers import deleting, reading, writing
 from app.schemas import (
     After,
     ChangeConfig,
@@ -54,7 +54,7 @@ def _view(state: Live, status: int = 200) -> Response[StateView]:
     return Response(answers.state(state), status_code=status, headers=headers)
 
 
-@post("/states", dto=JsonBody[CreateState], return_dto=None, status_code=201)
+@writing("/states", CreateState, status=201)
 async def create_state(
     data: CreateState, request: AnyRequest, service: Service
 ) -> Response[StateView]:
@@ -64,7 +64,7 @@ async def create_state(
     recorded = await operations.create(
         service,
         await call_of(request),
-        model_id=data.model_id or service.default_model,
+        model_id=service.default_model if data.model_id is None else data.model_id,
         content=Content(data.text, data.tokens),
         changes=data.config,
         metadata=data.metadata,
@@ -72,7 +72,7 @@ async def create_state(
     return _view(await _after(service, recorded[0]), 201)
 
 
-@get("/states")
+@reading("/states")
 async def list_states(
     service: Service,
     limit: Limit = 20,
@@ -94,7 +94,7 @@ async def list_states(
     )
 
 
-@get("/states/{state_id:str}")
+@reading("/states/{state_id:str}")
 async def get_state(
     state_id: str, service: Service, version: int | None = None, include: str | None = None
 ) -> Response[StateView]:
@@ -116,14 +116,14 @@ def _include(include: str | None, allowed: set[str]) -> set[str]:
     return wanted
 
 
-@delete("/states/{state_id:str}", status_code=200)
+@deleting("/states/{state_id:str}")
 async def delete_state(state_id: str, request: AnyRequest, service: Service) -> Deleted:
     """End a state; its events stay readable."""
     await operations.delete(service, await call_of(request), StateId(state_id))
     return Deleted(state_id=StateId(state_id), message="deleted; its events stay readable")
 
 
-@post("/states/config", dto=JsonBody[ChangeConfig], return_dto=None, status_code=200)
+@writing("/states/config", ChangeConfig)
 async def change_config(
     data: ChangeConfig, request: AnyRequest, service: Service
 ) -> Response[ConfigView]:
@@ -136,7 +136,7 @@ async def change_config(
     return Response(view, headers=etag(state.version))
 
 
-@post("/states/fork", dto=JsonBody[ForkState], return_dto=None, status_code=201)
+@writing("/states/fork", ForkState, status=201)
 async def fork_state(data: ForkState, request: AnyRequest, service: Service) -> Forked:
     """Begin states with the tokens of another."""
     recorded = await operations.fork(
@@ -152,7 +152,7 @@ async def fork_state(data: ForkState, request: AnyRequest, service: Service) -> 
     return Forked(states=[answers.state(await _after(service, event)) for event in recorded])
 
 
-@post("/states/rewind", dto=JsonBody[RewindState], return_dto=None, status_code=200)
+@writing("/states/rewind", RewindState)
 async def rewind_state(
     data: RewindState, request: AnyRequest, service: Service
 ) -> Response[StateView]:
@@ -167,7 +167,7 @@ async def rewind_state(
     return _view(await _after(service, recorded[0]))
 
 
-@post("/forward", dto=JsonBody[Forward], return_dto=None, status_code=200)
+@writing("/forward", Forward)
 async def forward(data: Forward, request: AnyRequest, service: Service) -> Response[Forwarded]:
     """Append text or tokens without generating."""
     recorded = await operations.forward(
@@ -177,7 +177,7 @@ async def forward(data: Forward, request: AnyRequest, service: Service) -> Respo
     return Response(answer, headers=etag(answer.version))
 
 
-@get("/states/{state_id:str}/events")
+@reading("/states/{state_id:str}/events")
 async def list_state_events(
     state_id: str,
     service: Service,

@@ -14,13 +14,12 @@ import torch
 import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
-from safetensors import SafetensorError
 from torch import nn
 
-from domain.errors import ModelUnavailable, invalid
+from domain.errors import ModelUnavailable, Refusal, invalid
 from domain.ids import TokenId
 from infra.models.catalogue import Source
-from infra.models.tokenizer import Tokenizer, UnsupportedTokenizer
+from infra.models.tokenizer import Tokenizer
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -28,6 +27,14 @@ _FILES: Final = ["*.safetensors", "*.json", "*.txt", "tokenizer.model"]
 _REMEDY: Final = (
     "What works without the hub: the embedded model 'cacher-tiny', or CACHER_MODEL_NAME set to a"
     " folder with config.json, the tokenizer's files and *.safetensors"
+)
+_OURS_ALONE: Final[dict[str, Any]] = {"local_files_only": True, "trust_remote_code": False}
+_SHAPE: Final = (
+    "vocab_size",
+    "max_position_embeddings",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
 )
 _LENGTH_DEPENDENT_ROPE: Final = {"dynamic", "longrope"}
 
@@ -61,7 +68,9 @@ def load(source: Source, dtype: torch.dtype) -> Loaded:
         return _load_folder(source, folder, revision, dtype)
     except (OSError, EntryNotFoundError, HfHubHTTPError, HFValidationError) as error:
         raise ModelUnavailable(source.model_id, _first_line(error), _REMEDY) from error
-    except (ValueError, KeyError, SafetensorError, UnsupportedTokenizer) as error:
+    except Refusal:
+        raise
+    except Exception as error:  # other people's files make the libraries raise anything
         reason = f"its files are not usable: {_first_line(error)}"
         raise ModelUnavailable(source.model_id, reason, _REMEDY) from error
 
@@ -95,20 +104,24 @@ def _load_folder(source: Source, folder: Path, revision: str | None, dtype: torc
     if is_classifier(written):
         raise invalid("model_id", f"{source.model_id!r} is a classifier; a causal_lm is needed")
     _check_rope(written)
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = transformers.AutoConfig.from_pretrained(folder, **_OURS_ALONE)
+    _check_shape(config)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise FileNotFoundError("there is no *.safetensors file; other formats are not read")
-    tokenizer = Tokenizer(transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True))
-    model: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(
+    tokenizer = Tokenizer(transformers.AutoTokenizer.from_pretrained(folder, **_OURS_ALONE))
+    model: nn.Module
+    model, found = transformers.AutoModelForCausalLM.from_pretrained(
         folder,
         config=config,
         dtype=dtype,
         attn_implementation="eager",
-        local_files_only=True,
         use_safetensors=True,
-        trust_remote_code=False,
+        output_loading_info=True,
+        **_OURS_ALONE,
     )
+    if found["missing_keys"]:  # transformers would make the numbers up
+        raise ValueError(f"the weights lack {', '.join(sorted(found['missing_keys'])[:3])}")
     return Loaded(
         model=model.eval().requires_grad_(False),
         tokenizer=tokenizer,
@@ -135,6 +148,13 @@ def _eos_token_ids(model: Any, tokenizer: Tokenizer) -> frozenset[TokenId]:
     return frozenset(map(TokenId, [named] if isinstance(named, int) else named))
 
 
+def _check_shape(config: Any) -> None:
+    """Refuse what is not a decoder with attention: recurrent models, positions without an end."""
+    missing = [name for name in _SHAPE if not hasattr(config, name)]
+    if missing:
+        raise ValueError(f"a config of type {config.model_type!r} has no {', '.join(missing)}")
+
+
 def _check_rope(config: dict[str, Any]) -> None:
     """Refuse rotary positions whose angles depend on how long the batch is."""
     unusable = _LENGTH_DEPENDENT_ROPE & set(_rope_types(config))
@@ -152,7 +172,9 @@ def _rope_types(value: Any) -> Iterator[str]:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(file.read_text())
+    content = json.loads(file.read_text())
+    if not isinstance(content, dict):
+        raise ValueError(f"{file.name} is not an object")
     return content
 
 

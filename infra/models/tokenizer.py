@@ -98,10 +98,21 @@ def _token_bytes(fast: PreTrainedTokenizerFast) -> dict[int, bytes]:
             f"its decoder is {sorted(kinds) or None}, needed is ByteLevel, Metaspace or"
             " ByteFallback"
         )
-    table = {token_id: to_bytes(t) for t, token_id in description["model"]["vocab"].items()}
-    for added in description.get("added_tokens", ()):
-        table[added["id"]] = b"" if added["special"] else added["content"].encode()
+    table = {
+        added["id"]: b"" if added["special"] else added["content"].encode()
+        for added in description.get("added_tokens", ())
+    }
+    for token, token_id in _vocabulary(description["model"]["vocab"]):
+        if token_id not in table:
+            table[token_id] = to_bytes(token)
     return table
+
+
+def _vocabulary(vocab: dict[str, int] | list[Any]) -> Iterable[tuple[str, int]]:
+    """Tokens and ids; a unigram model lists pairs of token and score by id."""
+    if isinstance(vocab, dict):
+        return vocab.items()
+    return ((entry[0], token_id) for token_id, entry in enumerate(vocab))
 
 
 def _decoder_kinds(decoder: dict[str, Any] | None) -> set[str]:

@@ -1,0 +1,242 @@
+"""Nothing a client does, or leaves undone, stops the server or leaves work behind."""
+
+import asyncio
+import json
+import random
+import socket
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.app.api import (
+    LONG_TEXT,
+    OPENING,
+    Json,
+    assert_problem,
+    assert_verified,
+    create,
+    events,
+    eventually,
+    forward,
+    generate,
+    is_idle,
+    ok,
+    read,
+    read_sent,
+    tokens_of,
+    verify,
+)
+from tests.support import Server
+
+LONG: Json = {"max_tokens": 200, "top_logprobs": 20}
+"""A generation that takes a while: it ends with its story, after more than a hundred tokens."""
+
+
+def _generation(state_id: str) -> tuple[str, Json]:
+    return "/v1/generate/token", {"state_id": state_id, **LONG}
+
+
+def _prefill(state_id: str) -> tuple[str, Json]:
+    return "/v1/forward", {"state_id": state_id, "text": f"{state_id}{LONG_TEXT * 5}"}
+
+
+@pytest.mark.parametrize("work", [_generation, _prefill], ids=["generation", "prefill"])
+async def test_health_answers_while_the_model_works(
+    client: httpx.Client, server: Server, work: Callable[[str], tuple[str, Json]]
+) -> None:
+    requests = [work(create(client)["state_id"]) for _ in range(8)]
+    async with httpx.AsyncClient(base_url=server.url, timeout=120) as tasks:
+        running = [asyncio.create_task(tasks.post(path, json=body)) for path, body in requests]
+        answered = 0
+        while not all(task.done() for task in running):
+            ok(await tasks.get("/health"))
+            answered += 1
+            await asyncio.sleep(0.005)
+        assert all(task.result().is_success for task in running)
+    assert answered > 10
+
+
+def _left_after(client: httpx.Client, state_id: str, count: int, **wish: Any) -> list[int]:
+    """Ids of the first ``count`` tokens of a stream that is then left."""
+    body = {"state_id": state_id, "stream": True, **LONG, **wish}
+    with client.stream("POST", "/v1/generate/token", json=body) as answer:
+        stream = read_sent(answer)
+        return [next(stream).data["token_id"] for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def whole(client: httpx.Client) -> list[int]:
+    """The tokens of a stream that nobody leaves."""
+    tokens: list[int] = generate(client, create(client)["state_id"], **LONG)["token_ids"]
+    return tokens
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 11, 33])
+def test_a_stream_that_is_left_records_what_was_sent_and_frees_everything(
+    client: httpx.Client, whole: list[int], count: int
+) -> None:
+    state = create(client)
+    state_id = state["state_id"]
+    received = _left_after(client, state_id, count)
+    eventually(lambda: read(client, state_id)["version"] == 2)
+    eventually(lambda: is_idle(client))
+    payload = events(client, state_id)[-1]["payload"]
+    recorded = payload["content"]["tokens"]
+    assert len(received) == count
+    assert recorded[:count] == received
+    assert payload["finish_reason"] == "cancelled"
+    assert len(recorded) < len(whole)
+    assert tokens_of(client, state_id)[state["head_position"] :] == recorded
+    assert recorded == whole[: len(recorded)]
+    assert generate(client, state_id, 5)["token_ids"] == whole[len(recorded) :][:5]
+    assert_verified(client, state_id)
+
+
+def test_a_client_that_leaves_before_the_first_token_leaves_a_state_that_can_be_used(
+    client: httpx.Client, server: Server
+) -> None:
+    state_id = create(client)["state_id"]
+    body = json.dumps({"state_id": state_id, "stream": True, **LONG}).encode()
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", httpx.URL(server.url).port)) as connection:
+            connection.sendall(
+                b"POST /v1/generate/token HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+            )
+    forward(client, state_id)
+    eventually(lambda: is_idle(client))
+    version = read(client, state_id)["version"]
+    assert generate(client, state_id, 4)["version"] == version + 1
+    assert_verified(client, state_id)
+
+
+def test_clients_that_leave_half_a_request_are_nothing_to_the_server(
+    client: httpx.Client, server: Server
+) -> None:
+    for part in (b"", b"POST /v1/st", b"POST /v1/states HTTP/1.1\r\nContent-Length: 99\r\n\r\n{"):
+        with socket.create_connection(("127.0.0.1", httpx.URL(server.url).port)) as connection:
+            connection.sendall(part)
+    assert create(client)["version"] == 1
+    assert is_idle(client)
+
+
+def _requests(state_ids: list[str], chance: random.Random, count: int) -> list[tuple[str, Json]]:
+    """Requests of many kinds."""
+    kinds: list[tuple[str, Json]] = [
+        ("/v1/states", {"text": OPENING}),
+        ("/v1/forward", {"text": LONG_TEXT}),
+        ("/v1/generate/token", {"max_tokens": 60}),
+        ("/v1/generate/token", {"max_tokens": 60, "stream": True}),
+        ("/v1/states/fork", {"n": 2}),
+        ("/v1/states/config", {"config": {"temperature": 1}}),
+        ("/v1/states/rewind", {"position": 3}),
+        ("/v1/replay/verify", {}),
+    ]
+    chosen = [chance.choice(kinds) for _ in range(count)]
+    return [
+        (path, body if path == "/v1/states" else {"state_id": chance.choice(state_ids), **body})
+        for path, body in chosen
+    ]
+
+
+async def _cancelled(
+    server: Server, requests: list[tuple[str, Json, dict[str, str]]], chance: random.Random
+) -> int:
+    """Send requests and cancel each at a random moment; how many that cut off."""
+    loop = asyncio.get_running_loop()
+    limits = httpx.Limits(max_connections=100)
+    async with httpx.AsyncClient(base_url=server.url, timeout=120, limits=limits) as client:
+        tasks = []
+        for path, body, headers in requests:
+            task = asyncio.create_task(client.post(path, json=body, headers=headers))
+            loop.call_later(chance.uniform(0, 0.5), task.cancel)
+            tasks.append(task)
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(r, httpx.Response | asyncio.CancelledError) for r in results), results
+    return sum(isinstance(result, asyncio.CancelledError) for result in results)
+
+
+def _retry(client: httpx.Client, requests: list[tuple[str, Json, dict[str, str]]]) -> None:
+    for path, body, headers in requests:
+        ok(client.post(path, json=body, headers=headers))
+
+
+async def test_requests_cancelled_anywhere_leave_a_healthy_server_and_a_log_that_verifies(
+    client: httpx.Client, server: Server
+) -> None:
+    chance = random.Random(11)
+    state_ids = [create(client)["state_id"] for _ in range(6)]
+    requests = [(path, body, {}) for path, body in _requests(state_ids, chance, 60)]
+    assert await _cancelled(server, requests, chance) > 10
+    eventually(lambda: is_idle(client))
+    for state_id in state_ids:
+        version = read(client, state_id)["version"]
+        assert forward(client, state_id)["version"] == version + 1
+    report = verify(client, all=True)
+    assert report["result"] == "equal", report
+
+
+async def test_a_cancelled_request_was_carried_out_wholly_or_not_at_all_and_can_be_retried(
+    client: httpx.Client, server: Server
+) -> None:
+    chance = random.Random(12)
+    state_id = create(client)["state_id"]
+    requests = [
+        (
+            "/v1/forward",
+            {"state_id": state_id, "text": f" {number}{LONG_TEXT[:40]}"},
+            {"Idempotency-Key": f"{state_id}-{number}"},
+        )
+        for number in range(40)
+    ]
+    assert await _cancelled(server, requests, chance) > 3
+    _retry(client, requests)
+    text = read(client, state_id)["text"]
+    written = [body["text"] for _, body, _ in requests]
+    assert all(text.count(part) == 1 for part in written)
+    assert len(text) == len(OPENING) + sum(map(len, written))
+    assert len(events(client, state_id)) == 1 + len(requests)
+
+
+def test_deleting_a_state_ends_its_stream(client: httpx.Client) -> None:
+    state_id = create(client)["state_id"]
+    body = {"state_id": state_id, "stream": True, **LONG}
+    with client.stream("POST", "/v1/generate/token", json=body) as answer:
+        stream = read_sent(answer)
+        first = next(stream)
+        assert client.delete(f"/v1/states/{state_id}").status_code == 200
+        *tokens, done = [first, *stream]
+    assert done.name == "done"
+    assert (done.data["finished"], done.data["finish_reason"]) == (True, "cancelled")
+    assert [one.data["token_id"] for one in tokens] == done.data["token_ids"]
+    types = [event["type"] for event in events(client, state_id)]
+    assert types == ["state_created", "tokens_generated", "state_deleted"]
+    assert_verified(client, state_id)
+    eventually(lambda: is_idle(client))
+
+
+def test_deleting_a_state_ends_the_generation_that_someone_waits_for(client: httpx.Client) -> None:
+    state_id = create(client)["state_id"]
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(generate, client, state_id, **LONG)
+        eventually(lambda: not is_idle(client))
+        assert client.delete(f"/v1/states/{state_id}").status_code == 200
+        answer = waiting.result()
+    assert answer["finish_reason"] == "cancelled"
+    assert len(events(client, state_id)) == 3
+
+
+def test_a_deletion_that_is_refused_ends_nothing(client: httpx.Client) -> None:
+    state_id = create(client)["state_id"]
+    body = {"state_id": state_id, "stream": True, **LONG}
+    with client.stream("POST", "/v1/generate/token", json=body) as answer:
+        stream = read_sent(answer)
+        next(stream)
+        refused = client.delete(f"/v1/states/{state_id}", headers={"If-Match": '"7"'})
+        *_, done = stream
+    assert_problem(refused, 412, "precondition-failed")
+    assert done.data["finish_reason"] != "cancelled"
+    assert read(client, state_id)["version"] == 2
