@@ -1,0 +1,343 @@
+"""``cacher serve``, ``cacher verify`` and ``cacher migrate``, as an operator meets them."""
+
+import json
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from click.testing import CliRunner, Result
+
+from app.cli import main
+from tests.end_to_end.calls import query
+from tests.end_to_end.forking import FAST, FastServer, Nursery
+from tests.end_to_end.tampering import edit, remove, tampering
+from tests.end_to_end.written import Log
+from tests.support import SERVE, cacher, clean_environment, free_port
+
+TINY = {"CACHER_MODEL_NAME": "cacher-tiny", **FAST}
+NEWER = "INSERT INTO schema_migrations VALUES (99, 'from the future', '', '')"
+
+
+def run(*arguments: object, **settings: str) -> Result:
+    """Run a command in this process."""
+    return CliRunner().invoke(main, list(map(str, arguments)), env={**TINY, **settings})
+
+
+def refusal(result: Result) -> str:
+    """What a command that did not do its work said."""
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    return result.stderr
+
+
+def head_of(database: Path) -> str:
+    sql = "SELECT position, lower(hex(hash)) FROM events ORDER BY position DESC LIMIT 1"
+    position, digest = query(database, sql)[0]
+    return f"{position}:{digest}"
+
+
+def change_token(payload: dict[str, Any]) -> None:
+    payload["content"]["tokens"][2] ^= 1
+
+
+@pytest.fixture
+def forged(log: Log, tmp_path: Path) -> Path:
+    """A log with one token changed, and the chain hashed anew behind it."""
+    with tampering(log.database, tmp_path / "forged.db", rehash=True) as connection:
+        edit(connection, log.positions["generated"], change_token)
+    return tmp_path / "forged.db"
+
+
+@pytest.fixture
+def shortened(log: Log, tmp_path: Path) -> Path:
+    """A log whose last event of a deleted state, its deletion, was removed."""
+    with tampering(log.database, tmp_path / "shortened.db", rehash=True) as connection:
+        remove(connection, log.positions["deleted"])
+    return tmp_path / "shortened.db"
+
+
+def a_database(path: Path, *statements: str) -> Path:
+    with closing(sqlite3.connect(path)) as connection:
+        for statement in statements:
+            connection.execute(statement)
+        connection.commit()
+    return path
+
+
+@pytest.fixture
+def newer(log: Log, tmp_path: Path) -> Path:
+    """A log that a newer release has written to."""
+    shutil.copyfile(log.database, tmp_path / "newer.db")
+    return a_database(tmp_path / "newer.db", NEWER)
+
+
+# verify, in a process of its own
+
+
+def test_verify_works_beside_a_running_server(nursery: Nursery, log: Log, tmp_path: Path) -> None:
+    shutil.copyfile(log.database, tmp_path / "served.db")
+    with FastServer(nursery, tmp_path / "served.db") as server, server.client() as client:
+        assert client.post("/v1/states", json={"text": "Still in the WAL."}).status_code == 201
+        result = cacher("verify", "--database", str(server.database), "--json", **TINY)
+        assert client.post("/v1/states", json={"text": "And on it goes."}).status_code == 201
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert (report["result"], report["divergences"], report["notes"]) == ("equal", [], [])
+    assert report["events_checked"] == len(log.positions) + 1
+    assert report["tokens_reused"] == 0
+    assert report["tokens_recomputed"] > 0
+
+
+def test_verify_of_a_forged_log_exits_with_1_and_names_the_place(log: Log, forged: Path) -> None:
+    result = cacher("verify", "--database", str(forged), "--json", **TINY)
+    assert result.returncode == 1, result.stderr
+    report = json.loads(result.stdout)
+    position, state_id, version = log.place("generated")
+    token = log.start("generated") + 2
+    assert report["result"] == "divergent"
+    assert (position, state_id, version, "content.tokens", token) in [
+        (d["position"], d["state_id"], d["version"], d["field"], d["token_position"])
+        for d in report["divergences"]
+    ]
+
+
+# verify
+
+
+def test_verify_of_a_clean_log_exits_with_0_and_prints_its_head(log: Log) -> None:
+    result = run("verify", "--database", log.database)
+    assert result.exit_code == 0, result.stderr
+    first, second = result.stdout.splitlines()
+    assert first.startswith(f"equal: {len(log.positions)} events of 5 states, ")
+    assert second == f"head {head_of(log.database)}"
+
+
+def test_verify_changes_nothing(log: Log, tmp_path: Path) -> None:
+    database = tmp_path / "read only" / "cacher.db"
+    database.parent.mkdir()
+    shutil.copyfile(log.database, database)
+    before = database.read_bytes()
+    assert run("verify", "--database", database).exit_code == 0
+    assert database.read_bytes() == before
+    assert not Path(f"{database}.lock").exists()
+
+
+def test_verify_says_in_words_what_diverges(log: Log, forged: Path) -> None:
+    result = run("verify", "--database", forged)
+    assert result.exit_code == 1
+    position, state_id, version = log.place("generated")
+    token = log.start("generated") + 2
+    place = f"divergent: position {position}, state {state_id} version {version}, content.tokens"
+    assert any(
+        line.startswith(f"{place} at token {token}: recorded ")
+        for line in result.stdout.splitlines()
+    )
+
+
+def test_a_removed_end_is_found_with_a_remembered_head_only(log: Log, shortened: Path) -> None:
+    assert run("verify", "--database", shortened).exit_code == 0
+    result = run("verify", "--database", shortened, "--head", head_of(log.database), "--json")
+    assert result.exit_code == 1
+    (found,) = json.loads(result.stdout)["divergences"]
+    assert (found["field"], found["position"]) == ("head", len(log.positions))
+
+
+def test_every_remembered_head_of_a_log_is_in_it(log: Log) -> None:
+    assert run("verify", "--database", log.database, "--head", head_of(log.database)).exit_code == 0
+
+
+@pytest.mark.parametrize("head", ["12", "12:", "x:" + "00" * 32, "12:xyz", "1:00", ""])
+def test_a_head_that_is_none_is_refused(log: Log, head: str) -> None:
+    result = run("verify", "--database", log.database, "--head", head)
+    assert "--head must be position:hash" in refusal(result)
+
+
+def test_verify_of_one_state_leaves_the_others_alone(log: Log, forged: Path) -> None:
+    _, sampled, _ = log.place("generated")
+    _, greedy, _ = log.place("greedy")
+    good = run("verify", "--database", forged, "--state", greedy, "--json")
+    assert good.exit_code == 0
+    assert json.loads(good.stdout)["states_checked"] == 1
+    assert run("verify", "--database", forged, "--state", greedy, "--state", sampled).exit_code == 1
+
+
+def test_verify_of_a_state_that_is_not_there_could_not_be_done(log: Log) -> None:
+    result = run("verify", "--database", log.database, "--state", "state-none")
+    assert "there is no state 'state-none'" in refusal(result)
+
+
+def test_another_fingerprint_exits_with_2_unless_drift_is_allowed(log: Log) -> None:
+    arguments = ("verify", "--database", log.database)
+    result = run(*arguments, CACHER_DTYPE="bfloat16")
+    assert result.exit_code == 2
+    assert result.stdout.startswith("unverified: ")
+    assert "fingerprints differ in " in result.stdout
+    assert "|delta logprob| up to " in result.stdout
+    allowed = run(*arguments, "--allow-drift", "--json", CACHER_DTYPE="bfloat16")
+    assert allowed.exit_code == 0
+    report = json.loads(allowed.stdout)
+    assert report["result"] == "unverified"
+    assert report["drifts"][0]["differences"]["dtype"] == ["float32", "bfloat16"]
+
+
+def test_allowing_drift_allows_nothing_else(log: Log, tmp_path: Path) -> None:
+    with tampering(log.database, tmp_path / "copy.db", rehash=False) as connection:
+        edit(connection, log.positions["generated"], change_token)
+    result = run("verify", "--database", tmp_path / "copy.db", "--allow-drift")
+    assert result.exit_code == 1
+
+
+def test_verify_without_a_database_could_not_be_done(tmp_path: Path) -> None:
+    result = run("verify", "--database", tmp_path / "none.db")
+    assert f"there is no log at {tmp_path / 'none.db'}" in refusal(result)
+    assert not list(tmp_path.iterdir())
+
+
+def test_verify_of_a_newer_schema_could_not_be_done(newer: Path) -> None:
+    message = refusal(run("verify", "--database", newer))
+    assert "is at migration 99" in message
+    assert "a newer release has written to it" in message
+
+
+def test_verify_of_an_unmigrated_database_names_the_command_to_run(tmp_path: Path) -> None:
+    database = a_database(tmp_path / "empty.db", "CREATE TABLE other (x)")
+    assert "cacher migrate" in refusal(run("verify", "--database", database))
+
+
+def test_verify_of_a_file_that_is_no_database_could_not_be_done(tmp_path: Path) -> None:
+    (tmp_path / "text.db").write_text("This is a story and no database. " * 100)
+    assert "cannot be read as a log" in refusal(run("verify", "--database", tmp_path / "text.db"))
+
+
+# migrate
+
+
+def test_migrate_makes_a_database_once(tmp_path: Path) -> None:
+    first = run("migrate", "--database", tmp_path / "new.db")
+    assert (first.exit_code, first.stdout.splitlines()[0]) == (0, "applied events")
+    assert (tmp_path / "new.db").exists()
+    second = run("migrate", "--database", tmp_path / "new.db")
+    assert (second.exit_code, second.stdout) == (0, "nothing to do\n")
+
+
+def test_migrate_takes_its_database_from_the_environment(tmp_path: Path) -> None:
+    result = run("migrate", CACHER_DATABASE=str(tmp_path / "named.db"))
+    assert result.exit_code == 0
+    assert (tmp_path / "named.db").exists()
+
+
+def test_migrate_refuses_a_newer_schema(newer: Path) -> None:
+    assert "is at migration 99" in refusal(run("migrate", "--database", newer))
+
+
+# one writer
+
+
+@pytest.fixture(scope="module")
+def running(
+    nursery: Nursery, log: Log, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[FastServer]:
+    database = tmp_path_factory.mktemp("running") / "cacher.db"
+    shutil.copyfile(log.database, database)
+    with FastServer(nursery, database) as server:
+        yield server
+
+
+@pytest.mark.parametrize("command", ["serve", "migrate"])
+def test_a_second_writer_refuses_and_says_what_to_do(running: FastServer, command: str) -> None:
+    message = refusal(run(command, "--database", running.database))
+    assert f"another process writes to {running.database}" in message
+    assert "Stop the server" in message
+    assert "Traceback" not in message
+    with running.client() as client:
+        assert client.get("/ready").is_success
+
+
+# serve
+
+
+def test_serve_refuses_a_newer_schema(newer: Path) -> None:
+    assert "is at migration 99" in refusal(run("serve", "--database", newer))
+
+
+@pytest.mark.parametrize("command", ["serve", "verify", "migrate"])
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("PORT", "eighty", "int"),
+        ("PORT", "65536", "<= 65535"),
+        ("DTYPE", "float16", "'float16'"),
+        ("DEFAULT_SEED", "-1", ">= 0"),
+        ("DATABSE", "x.db", "is not a setting; settings are CACHER_MODEL_NAME, "),
+    ],
+)
+def test_a_bad_setting_is_refused_by_its_name_with_what_is_allowed(
+    command: str, name: str, value: str, allowed: str
+) -> None:
+    message = refusal(run(command, **{f"CACHER_{name}": value}))
+    assert f"CACHER_{name} is " in message
+    assert allowed in message
+
+
+def test_a_bad_option_is_refused_by_its_name() -> None:
+    result = run("serve", "--port", "70000")
+    assert result.exit_code == 2
+    assert "--port" in result.stderr
+
+
+def test_every_command_says_what_it_does() -> None:
+    overview = run("--help").stdout
+    for command, options in {
+        "serve": ["--host", "--port", "--model", "--database"],
+        "verify": ["--database", "--model", "--state", "--head", "--allow-drift", "--json"],
+        "migrate": ["--database"],
+    }.items():
+        assert command in overview
+        text = run(command, "--help").stdout
+        assert all(option in text for option in options)
+
+
+def test_options_of_serve_stand_over_the_environment_and_sigterm_ends_it_in_order(
+    tmp_path: Path,
+) -> None:
+    port, database = free_port(), tmp_path / "given.db"
+    options = ["--port", str(port), "--database", str(database), "--model", "cacher-tiny"]
+    ignored = {"CACHER_PORT": "1", "CACHER_DATABASE": str(tmp_path / "ignored.db")}
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVE, "serve", "--host", "127.0.0.1", *options],
+        env=clean_environment(**ignored),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    url = f"http://127.0.0.1:{port}"
+    wait_until_ready(url, process)
+    models = httpx.get(f"{url}/v1/models").json()
+    assert models[0]["model_id"] == "cacher-tiny"
+    process.send_signal(signal.SIGTERM)
+    _, messages = process.communicate(timeout=60)
+    assert process.returncode in (0, -signal.SIGTERM)
+    assert "Traceback" not in messages
+    assert database.exists()
+    assert not Path(f"{database}-wal").exists()
+    assert not (tmp_path / "ignored.db").exists()
+    assert run("migrate", "--database", database).stdout == "nothing to do\n"
+
+
+def wait_until_ready(url: str, process: subprocess.Popen[str]) -> None:
+    for _ in range(1200):
+        assert process.poll() is None, "the server ended"
+        try:
+            httpx.get(f"{url}/ready", timeout=5).raise_for_status()
+            return
+        except httpx.HTTPError:
+            time.sleep(0.1)
+    raise AssertionError("the server did not become ready")

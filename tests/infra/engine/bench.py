@@ -1,0 +1,147 @@
+"""Runs texts through a model the way a test says, and keeps every bit that comes out."""
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from random import Random
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from infra.engine.blocks import BlockPool
+from infra.engine.executor import Executor, Prepared
+from infra.engine.kv_store import KVStore
+from infra.engine.runner import Runner
+from infra.engine.sampler import Row
+from infra.engine.scheduler import Sequence
+
+ROOT: Final = bytes(32)
+
+
+@dataclass(frozen=True)
+class Bits:
+    """Logits ``(tokens - first_wanted, vocabulary)`` of a text, and K and V of all its tokens."""
+
+    logits: Tensor
+    k: Tensor
+    v: Tensor
+
+    def equal(self, other: "Bits") -> bool:
+        """Whether every bit is the same; logits where both have them."""
+        rows = min(len(self.logits), len(other.logits))
+        return (
+            torch.equal(self.logits[-rows:], other.logits[-rows:])
+            and torch.equal(self.k, other.k)
+            and torch.equal(self.v, other.v)
+        )
+
+    def tail(self, first: int) -> "Bits":
+        """The same, with logits from position ``first`` on, for a text that had them all."""
+        return Bits(self.logits[first:], self.k, self.v)
+
+
+class Feeding:
+    """A job that gives its text to the engine cut by cut; ends with the whole text."""
+
+    def __init__(
+        self,
+        store: KVStore,
+        tokens: Seq[int],
+        cuts: Seq[int],
+        *,
+        first_wanted: int = 0,
+        root: bytes | None = ROOT,
+    ) -> None:
+        assert sum(cuts) == len(tokens)
+        assert cuts[0] > first_wanted
+        self._store = store
+        self._coming = list(tokens[cuts[0] :])
+        self._cuts = list(cuts[1:])
+        self._rows: list[Row] = []
+        self.text = Sequence(list(tokens[: cuts[0]]), len(tokens), first_wanted, root)
+        self.bits: Bits | None = None
+
+    def accept(self, position: int, logits: Row) -> bool:
+        """Keep the row; at the end of a cut hand in the next one."""
+        self._rows.append(logits.copy())
+        if position < len(self.text.tokens) - 1:
+            return False
+        if self._cuts:
+            cut = self._cuts.pop(0)
+            self.text.tokens += self._coming[:cut]
+            del self._coming[:cut]
+            return False
+        rows = torch.stack([torch.from_numpy(row) for row in self._rows])
+        self.bits = Bits(rows, *self._store.read(self.text.table, len(self.text.tokens)))
+        return True
+
+    def finish(self) -> None:
+        """What came out is there already."""
+
+    def fail(self, error: Exception) -> None:
+        """Nothing that a test feeds may fail."""
+        raise error
+
+
+class Bench:
+    """A prepared model with a store of its own, stepped by hand."""
+
+    def __init__(
+        self, prepared: Prepared, *, blocks: int = 96, max_sequences: int = 16, max_rows: int = 128
+    ) -> None:
+        self.store = KVStore(prepared.geometry, blocks, prepared.dtype)
+        self.pool = BlockPool(blocks)
+        self.runner = Runner(
+            Executor(prepared, self.store),
+            self.pool,
+            max_sequences=max_sequences,
+            max_rows=max_rows,
+        )
+
+    def feeding(
+        self,
+        tokens: Seq[int],
+        cuts: Seq[int] | None = None,
+        *,
+        first_wanted: int = 0,
+        root: bytes | None = ROOT,
+    ) -> Feeding:
+        """A text to be computed in ``cuts``, in one prefill if there are none."""
+        return Feeding(
+            self.store, tokens, cuts or [len(tokens)], first_wanted=first_wanted, root=root
+        )
+
+    def run(self, *feedings: Feeding, random: Random | None = None) -> list[Bits]:
+        """Compute texts together; with ``random`` they join at random moments."""
+        coming = list(feedings)
+        while coming or self.runner.busy:
+            while coming and (random is None or not self.runner.busy or random.random() < 0.4):
+                self.runner.add(coming.pop(0))
+            self.runner.step()
+        bits = [feeding.bits for feeding in feedings]
+        return [each for each in bits if each is not None]
+
+    def compute(
+        self,
+        tokens: Seq[int],
+        cuts: Seq[int] | None = None,
+        *,
+        first_wanted: int = 0,
+        root: bytes | None = ROOT,
+    ) -> Bits:
+        """One text alone."""
+        (bits,) = self.run(self.feeding(tokens, cuts, first_wanted=first_wanted, root=root))
+        return bits
+
+
+def text(seed: int, count: int, vocabulary: int = 1024) -> list[int]:
+    """Some tokens."""
+    return Random(seed).choices(range(vocabulary), k=count)
+
+
+def random_cuts(random: Random, count: int, *, first: int = 1, largest: int = 40) -> list[int]:
+    """Sizes of chunks that make up ``count`` tokens; the first is at least ``first``."""
+    cuts = [min(count, first + random.randrange(largest))]
+    while (left := count - sum(cuts)) > 0:
+        cuts.append(min(left, random.choice((1, 1, 2, 3, random.randint(1, largest)))))
+    return cuts

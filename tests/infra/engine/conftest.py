@@ -1,0 +1,34 @@
+"""Models that several tests of the engine share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import infra.engine  # noqa: F401 - sets how threads wait, before anything loads torch
+from infra.engine.engine import Engine
+from infra.engine.language_model import TransformersModel
+from tests.infra.engine import small_models
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | Path]:
+    """By name: the embedded model and small random ones of several families."""
+    parent = tmp_path_factory.mktemp("models")
+    made = {
+        family: small_models.write(parent / family, make())
+        for family, make in small_models.FAMILIES.items()
+    }
+    return {small_models.CACHER_TINY: small_models.CACHER_TINY, **made}
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[Engine]:
+    with Engine() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def tiny(engine: Engine) -> TransformersModel:
+    """The embedded model with a cache that is never full."""
+    return small_models.language_model(small_models.CACHER_TINY, engine)

@@ -1,0 +1,126 @@
+"""Small random models of several families, saved as folders that the real loader reads."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    PretrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from domain.ids import ModelId
+from infra.engine.engine import Engine
+from infra.engine.executor import Prepared, prepare
+from infra.engine.language_model import EngineOptions, TransformersModel
+from infra.engine.strategies import choose
+from infra.models.catalogue import source_of
+from infra.models.loader import Loaded, load
+
+CACHER_TINY: Final = "cacher-tiny"
+CONTEXT: Final = 192
+_VOCABULARY: Final = 1024
+_TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer_config.json")
+_GATED: Final[dict[str, Any]] = {
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": CONTEXT,
+}
+
+
+def _gpt2() -> PretrainedConfig:
+    return GPT2Config(n_embd=64, n_head=4, n_layer=2, n_positions=CONTEXT)
+
+
+def _llama() -> PretrainedConfig:
+    return LlamaConfig(num_hidden_layers=2, intermediate_size=172, **_GATED)
+
+
+def _qwen2() -> PretrainedConfig:
+    return Qwen2Config(num_hidden_layers=3, intermediate_size=128, **_GATED)
+
+
+def _qwen3() -> PretrainedConfig:
+    return Qwen3Config(num_hidden_layers=2, intermediate_size=172, head_dim=32, **_GATED)
+
+
+def _mistral() -> PretrainedConfig:
+    return MistralConfig(num_hidden_layers=2, intermediate_size=128, sliding_window=40, **_GATED)
+
+
+FAMILIES: Final[dict[str, Callable[[], PretrainedConfig]]] = {
+    "gpt2": _gpt2,
+    "llama": _llama,
+    "qwen2": _qwen2,
+    "qwen3": _qwen3,
+    "mistral": _mistral,
+}
+
+
+def embedded() -> Path:
+    """The folder of the embedded model."""
+    return Path(source_of(CACHER_TINY).location)
+
+
+def write(folder: Path, config: PretrainedConfig, *, seed: int = 0) -> Path:
+    """Save a random model of this config, with cacher-tiny's tokenizer, into ``folder``.
+
+    Weights are larger than usual, so that attention matters and no two logits are close.
+    """
+    config.update(
+        {
+            "vocab_size": _VOCABULARY,
+            "initializer_range": 0.15,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+            "pad_token_id": None,
+        }
+    )
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.save_pretrained(folder)
+    for name in _TOKENIZER_FILES:
+        shutil.copy(embedded() / name, folder / name)
+    return folder
+
+
+def read(folder: str | Path, dtype: torch.dtype = torch.float32) -> Loaded:
+    """What the real loader makes of a folder, or of the name of an embedded model."""
+    return load(source_of(str(folder)), dtype)
+
+
+def prepared(
+    folder: str | Path,
+    dtype: torch.dtype = torch.float32,
+    *,
+    strategy: str = "onednn",
+    threads: int = 2,
+) -> Prepared:
+    """A model loaded anew, with the linear layers and the attention of the engine."""
+    return prepare(read(folder, dtype).model, choose(strategy, dtype, threads), dtype)
+
+
+def options(**changes: Any) -> EngineOptions:
+    """Settings for tests."""
+    chosen: dict[str, Any] = {
+        "dtype": torch.float32,
+        "strategy": "onednn",
+        "threads": 2,
+        "hot_cache_bytes": 1 << 26,
+        "max_batch": 16,
+    }
+    return EngineOptions(**(chosen | changes))
+
+
+def language_model(folder: str | Path, engine: Engine, **changes: Any) -> TransformersModel:
+    """A loaded model as the application sees it."""
+    chosen = options(**changes)
+    return TransformersModel(ModelId(Path(folder).name), read(folder, chosen.dtype), engine, chosen)
