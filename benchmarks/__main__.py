@@ -22,7 +22,7 @@ def main() -> None:
     )
     chosen = arguments.only or ("log", "requests", "rebuild")
     if "log" in chosen:
-        log_appends.main()
+        log_appends.run()
     if "requests" in chosen:
         asyncio.run(requests.run(arguments.threads))
     if "rebuild" in chosen:

@@ -5,10 +5,9 @@ group commit came to in the same round; once with finished rows, and once with t
 (encoding, version checks, hashes) but without callers that wait for their answers. Rounds
 alternate, and medians are shown::
 
-    python -m benchmarks.log_appends
+    python -m benchmarks log
 """
 
-import argparse
 import asyncio
 import sqlite3
 import statistics
@@ -19,10 +18,9 @@ from contextlib import closing
 from pathlib import Path
 
 import msgspec
-from rich.console import Console
-from rich.table import Table
 
 import infra.log.writer
+from benchmarks.table import show
 from domain.chain import Row
 from domain.events import decode
 from domain.ids import Version
@@ -135,20 +133,13 @@ async def measure(folder: Path, writers: int, events: int, rounds: int) -> tuple
     )
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--events", type=int, default=4000, help="per round")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="on the disk to measure")
-    options = parser.parse_args()
-    table = Table("writers", "per commit", "log /s", "same work /s", "ratio", "rows /s", "ratio")
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        for writers in WRITERS:
-            line = measure(Path(folder), writers, options.events, options.rounds)
-            table.add_row(*asyncio.run(line))
-    Console().print(table)
-
-
-if __name__ == "__main__":
-    main()
+def run(events: int = 4000, rounds: int = 5) -> None:
+    """Measure ``events`` appends a round and print the medians."""
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+        rows = [asyncio.run(measure(Path(folder), n, events, rounds)) for n in WRITERS]
+    columns = ("writers", "per commit", "log /s", "same work /s", "ratio", "rows /s", "ratio")
+    show(
+        "appends per second, synchronous=FULL, against plain sqlite3 in the same batches",
+        columns,
+        rows,
+    )

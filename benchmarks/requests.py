@@ -5,6 +5,7 @@ import functools
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -73,16 +74,22 @@ async def _outside(url: str, clients: int) -> list[float]:
     times: list[float] = []
     async with httpx.AsyncClient(base_url=url, timeout=60) as http:
 
-        async def client() -> None:
-            for _ in range(REQUESTS // clients):
-                created = await http.post("/v1/states", json={"text": "Once upon a time"})
-                body = {
-                    "state_id": created.json()["state_id"],
-                    "max_tokens": NEW_TOKENS,
-                    "temperature": 0,
-                }
+        async def client(bodies: list[dict[str, Any]]) -> None:
+            for body in bodies:
                 post = functools.partial(http.post, "/v1/generate/token", json=body)
                 times.append(await seconds(post))
 
-        await asyncio.gather(*(client() for _ in range(clients)))
+        bodies = [await _new_state(http) for _ in range(REQUESTS)]
+        await asyncio.gather(*(client(bodies[first::clients]) for first in range(clients)))
     return times
+
+
+async def _new_state(http: httpx.AsyncClient) -> dict[str, Any]:
+    """The body of a request that continues a state of its own."""
+    created = await http.post("/v1/states", json={"text": "Once upon a time"})
+    return {
+        "state_id": created.json()["state_id"],
+        "max_tokens": NEW_TOKENS,
+        "temperature": 0,
+        "top_p": 1,
+    }

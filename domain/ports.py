@@ -238,7 +238,7 @@ class CacheCounters(Struct, frozen=True, kw_only=True):
 
     block_tokens: int
     block_bytes: int
-    blocks_total: int
+    blocks_capacity: int
     blocks_held: int
     blocks_cached: int
     hits: int

@@ -32,7 +32,7 @@ async def metrics(service: Service) -> str:
     ]
     counters = service.models.counters()
     for name, kind in (
-        ("blocks_total", "gauge"),
+        ("blocks_capacity", "gauge"),
         ("blocks_held", "gauge"),
         ("blocks_cached", "gauge"),
         ("block_bytes", "gauge"),

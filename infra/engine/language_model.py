@@ -182,7 +182,7 @@ class TransformersModel:
         return CacheCounters(
             block_tokens=BLOCK_TOKENS,
             block_bytes=self._block_bytes,
-            blocks_total=pool.capacity - 1,
+            blocks_capacity=pool.capacity - 1,
             blocks_held=pool.held,
             blocks_cached=pool.cached,
             hits=pool.hits,

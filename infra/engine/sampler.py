@@ -23,6 +23,9 @@ Row = NDArray[np.float32]
 _HEAD: Final = 1024
 """Most draws end among so many of the likeliest tokens; only those are sorted at first."""
 
+_COLDEST: Final = 1e-20
+"""The likeliest token has all the mass long before; below it float32 would overflow."""
+
 
 def uniform(seed: Seed, position: int, branch: int = 0) -> float:
     """The number in [0, 1) that decides the token at ``position`` of ``branch``."""
@@ -54,7 +57,7 @@ def draw(logits: Row, sampling: SamplingParameters, seed: Seed, position: int) -
     """Draw the token at ``position`` from one row of raw logits."""
     if sampling.temperature == 0:
         return Draw(TokenId(int(np.argmax(logits))), 1.0)
-    scaled = logits / np.float32(sampling.temperature)
+    scaled = logits / np.float32(max(sampling.temperature, _COLDEST))
     candidates = _top_k(scaled, sampling.top_k)
     peak = float(scaled[candidates].max())
     total = float(_weights(scaled[candidates], peak).sum())

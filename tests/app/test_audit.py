@@ -12,6 +12,7 @@ from app.schemas import EventList, EventView
 from domain.chain import Head, Row, follow
 from tests.app.api import (
     LONG_TEXT,
+    PROBLEM_JSON,
     Json,
     assert_problem,
     assert_verified,
@@ -263,7 +264,7 @@ def test_metrics_count_what_the_kv_cache_did(client: httpx.Client) -> None:
     (child,) = fork(client, state_id, version=1)
     generate(client, child["state_id"], 1)
     assert metric(client, "kv_hits_total") > hits
-    assert 0 < metric(client, "kv_blocks_cached") <= metric(client, "kv_blocks_total")
+    assert 0 < metric(client, "kv_blocks_cached") <= metric(client, "kv_blocks_capacity")
     assert is_idle(client)
 
 
@@ -338,6 +339,21 @@ def test_the_schema_describes_each_body_field_by_field(schema: Json, path: str) 
     assert set(body) == {"application/json"}
     described = _resolve(schema, body["application/json"]["schema"]["$ref"])
     assert set(described["properties"]) == BODIES[path]
+
+
+def test_the_schema_describes_every_refusal_as_a_problem(schema: Json) -> None:
+    refusals = [
+        answer["content"]
+        for path, item in schema["paths"].items()
+        for method, operation in item.items()
+        for status, answer in operation["responses"].items()
+        if path.startswith("/v1/") and status >= "400"
+    ]
+    assert len(refusals) >= len(schema["paths"])
+    assert all(set(content) == {PROBLEM_JSON} for content in refusals)
+    references = {content[PROBLEM_JSON]["schema"]["$ref"] for content in refusals}
+    (described,) = (_resolve(schema, reference) for reference in references)
+    assert {"type", "title", "status", "detail"} <= set(described["properties"])
 
 
 def test_every_reference_in_the_schema_leads_somewhere(schema: Json) -> None:

@@ -91,8 +91,8 @@ BAD_FIELDS: dict[str, dict[str, list[Any]]] = {
         "top_logprobs": [-1, 21, 10**30, "1"],
         "stream": ["yes", 1, None],
         "logit_bias": [{}],
-    }
-    | BAD_SAMPLING,
+        **BAD_SAMPLING,
+    },
     VERIFY: {
         "state_id": [5, [], None],
         "all": [False, 1, "true"],
@@ -188,7 +188,9 @@ def test_the_place_of_every_bad_token_is_named(client: httpx.Client, state_id: s
 
 @pytest.mark.parametrize("path", [CREATE, FORWARD])
 def test_text_and_tokens_do_not_go_together(client: httpx.Client, state_id: str, path: str) -> None:
-    for bad in ({"text": "a", "tokens": [1]}, {"text": None, "tokens": []}):
+    both: Json = {"text": "a", "tokens": [1]}
+    neither: Json = {"text": None, "tokens": []}
+    for bad in (both, neither):
         _assert_refused(client, path, _request(path, state_id, bad), "tokens")
 
 

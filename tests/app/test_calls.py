@@ -160,5 +160,5 @@ async def test_the_start_of_an_answer_and_nothing_else_names_its_request() -> No
     body: Message = {"type": "http.response.body", "body": b"", "more_body": False}
     for message in (start, body):
         await echo_request_id(message, scope)
-    assert start["headers"] == [(b"a", b"b"), (b"x-request-id", b"mine")]
+    assert dict(start)["headers"] == [(b"a", b"b"), (b"x-request-id", b"mine")]
     assert "headers" not in body

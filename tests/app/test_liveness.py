@@ -169,7 +169,8 @@ async def test_requests_cancelled_anywhere_leave_a_healthy_server_and_a_log_that
 ) -> None:
     chance = random.Random(11)
     state_ids = [create(client)["state_id"] for _ in range(6)]
-    requests = [(path, body, {}) for path, body in _requests(state_ids, chance, 60)]
+    headers: dict[str, str] = {}
+    requests = [(path, body, headers) for path, body in _requests(state_ids, chance, 60)]
     assert await _cancelled(server, requests, chance) > 10
     eventually(lambda: is_idle(client))
     for state_id in state_ids:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable
 
 import httpx
 import pytest
@@ -130,7 +131,7 @@ def test_the_name_of_a_special_token_is_text_like_any_other(client: httpx.Client
 def test_a_state_can_be_read_as_it_was_at_each_of_its_versions(client: httpx.Client) -> None:
     seen = [create(client)]
     state_id = seen[0]["state_id"]
-    changes = (
+    changes: tuple[Callable[[], object], ...] = (
         lambda: forward(client, state_id),
         lambda: generate(client, state_id),
         lambda: configure(client, state_id, temperature=0.1),
