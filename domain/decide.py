@@ -25,18 +25,21 @@ from domain.config import (
 )
 from domain.errors import (
     FieldProblem,
+    FingerprintChanged,
     InvalidInput,
     NotAPrefix,
     PreconditionFailed,
     StateIsDeleted,
     StateNotFound,
     TooLarge,
+    VersionConflict,
     invalid,
 )
 from domain.events import (
     ConfigChanged,
     Fork,
     Fragment,
+    GenerationStarted,
     HeadRewound,
     New,
     Scores,
@@ -107,6 +110,7 @@ def create(
     *,
     model_id: ModelId,
     model_type: ModelType,
+    model_revision: str | None,
     model_context: int,
     config: StateConfig,
     metadata: Metadata,
@@ -124,6 +128,7 @@ def create(
         origin=New(),
         model_id=model_id,
         model_type=model_type,
+        model_revision=model_revision,
         config=config,
         metadata=metadata,
         content=content,
@@ -194,6 +199,27 @@ def plan_generation(state: Live, wish: GenerationWish, fresh_seed: Seed) -> Gene
         seed=fresh_seed if seed is None else seed,
         max_new=min(wish.max_tokens, state.room),
     )
+
+
+def seed_to_resume(
+    begun: GenerationStarted | None, state: Live, fingerprint: str, fresh_seed: Seed
+) -> Seed:
+    """The seed for where a request leaves it open.
+
+    A stream that was cut off before anything was recorded is drawn again with the seed it had
+    begun with: the same tokens come, or it is refused.
+
+    Raises:
+        VersionConflict: the state has moved on since the stream began.
+        FingerprintChanged: other numerics could draw other tokens.
+    """
+    if begun is None:
+        return fresh_seed
+    if begun.base_version != state.version:
+        raise VersionConflict(state.state_id, begun.base_version, state.version)
+    if begun.fingerprint != fingerprint:
+        raise FingerprintChanged(state.state_id, begun.fingerprint, fingerprint)
+    return begun.seed
 
 
 def _given(value: T | UnsetType, default: T) -> T:

@@ -11,6 +11,7 @@
      |   `- ModelNotFound       not a model that clients may name
      |- Conflict
      |   |- VersionConflict     the state has moved on since it was read
+     |   |- FingerprintChanged  the stream to resume began under other numerics
      |   |- NotAPrefix          the tokens of that version do not begin the state's tokens
      |   `- IdempotencyKeyReused  the key was used for another request
      |- PreconditionFailed      If-Match names another version
@@ -147,6 +148,21 @@ class VersionConflict(Conflict):
             state_id=state_id,
             expected_version=expected,
             current_version=current,
+        )
+
+
+class FingerprintChanged(Conflict):
+    """A stream cannot be resumed under numerics that could draw other tokens."""
+
+    slug = "fingerprint-changed"
+
+    def __init__(self, state_id: StateId, begun: str, current: str) -> None:
+        super().__init__(
+            f"this stream of state {state_id!r} began under the numerics fingerprint {begun},"
+            f" which is {current} now; send the request with a fresh Idempotency-Key",
+            state_id=state_id,
+            begun_fingerprint=begun,
+            current_fingerprint=current,
         )
 
 

@@ -106,11 +106,16 @@ class StoredLogits(Struct, frozen=True, kw_only=True):
 
 
 class StateCreated(Struct, frozen=True, kw_only=True, tag_field="type", tag="state_created"):
-    """A state began."""
+    """A state began.
+
+    ``model_revision`` is the commit that a model of the hub was pinned to; null for other models,
+    and for a fork, whose parent says it.
+    """
 
     origin: Origin
     model_id: ModelId
     model_type: ModelType
+    model_revision: str | None = None
     config: StateConfig
     metadata: Metadata
     content: Fragment

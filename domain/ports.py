@@ -252,6 +252,7 @@ class LanguageModel(Protocol):
 
     model_id: ModelId
     model_type: ModelType
+    revision: str | None
     context_size: int
     vocabulary_size: int
     eos_token_ids: frozenset[TokenId]

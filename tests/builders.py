@@ -86,6 +86,7 @@ def created(text: str = "abc", model_id: ModelId = MODEL, **changes: Any) -> Sta
         origin=New(),
         model_id=model_id,
         model_type="causal_lm",
+        model_revision=None,
         config=config(**changes),
         metadata={},
         content=fragment(text),
@@ -202,6 +203,7 @@ def creations(draw: st.DrawFn) -> StateCreated:
     return decide.create(
         model_id=MODEL,
         model_type="causal_lm",
+        model_revision=None,
         model_context=MODEL_CONTEXT,
         config=config(context_size=size),
         metadata=draw(st.dictionaries(st.text(max_size=3), st.integers(-9, 9), max_size=2)),

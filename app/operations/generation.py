@@ -46,7 +46,7 @@ async def generate(
         decide.check_precondition(state, call.if_match)
         model = await service.models.get(state.model_id)
         decide.check_vocabulary("stop_token_ids", wish.stop_token_ids, model.vocabulary_size)
-        plan = decide.plan_generation(state, wish, await _fresh_seed(service, call, state))
+        plan = decide.plan_generation(state, wish, await _open_seed(service, call, state, model))
         if streamed:
             await _begin(service, call, state, model, plan)
         steps: list[Step] = []
@@ -66,16 +66,13 @@ async def generate(
         yield recorded[0]
 
 
-async def _fresh_seed(service: Service, call: Call, state: Live) -> Seed:
-    """A seed for where the client left it open.
-
-    A stream that was cut off by a crash is drawn again with the seed it had begun with.
-    """
+async def _open_seed(service: Service, call: Call, state: Live, model: LanguageModel) -> Seed:
+    """The seed for where the client left it open."""
+    begun = None
     if call.idempotency is not None:
         begun = await service.log.begun_generation(call.idempotency)
-        if begun is not None and begun.base_version == state.version:
-            return begun.seed
-    return service.surroundings.fresh_seed()
+    fresh = service.surroundings.fresh_seed()
+    return decide.seed_to_resume(begun, state, model.fingerprint.id, fresh)
 
 
 async def _begin(

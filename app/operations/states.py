@@ -45,6 +45,7 @@ async def create(
         created = decide.create(
             model_id=model_id,
             model_type=model.model_type,
+            model_revision=model.revision,
             model_context=model.context_size,
             config=config,
             metadata=metadata,

@@ -70,6 +70,7 @@ class TransformersModel:
         self.context_size = loaded.context_size
         self.vocabulary_size: int = loaded.vocabulary_size
         self._tokenizer = loaded.tokenizer
+        self.revision = loaded.revision
         self.eos_token_ids = loaded.eos_token_ids
         self._engine = engine
         torch.set_num_threads(1)

@@ -43,8 +43,8 @@ _LENGTH_DEPENDENT_ROPE: Final = {"dynamic", "longrope"}
 class Loaded:
     """A model as transformers built it, and what identifies it.
 
-    ``config`` is the model's ``config.json``. ``identity`` goes into the numerics fingerprint:
-    source, revision, digests of the files.
+    ``config`` is the model's ``config.json``. ``identity`` goes into the numerics fingerprint: it
+    names the files by their content, wherever they came from.
     """
 
     model: nn.Module
@@ -53,6 +53,7 @@ class Loaded:
     vocabulary_size: int
     context_size: int
     eos_token_ids: frozenset[TokenId]
+    revision: str | None
     identity: dict[str, Any]
 
 
@@ -129,10 +130,8 @@ def _load_folder(source: Source, folder: Path, revision: str | None, dtype: torc
         vocabulary_size=config.vocab_size,
         context_size=config.max_position_embeddings,
         eos_token_ids=_eos_token_ids(model, tokenizer),
+        revision=revision,
         identity={
-            "model": source.model_id,
-            "source": source.kind,
-            "revision": revision,
             "config": written,
             "weights": [_digest(file) for file in weights],
             "tokenizer": tokenizer.digest,

@@ -9,12 +9,14 @@ from domain import decide
 from domain.config import ConfigChanges, GenerationParameters, SamplingParameters
 from domain.decide import GenerationPlan, GenerationWish
 from domain.errors import (
+    FingerprintChanged,
     InvalidInput,
     NotAPrefix,
     PreconditionFailed,
     StateIsDeleted,
     StateNotFound,
     TooLarge,
+    VersionConflict,
 )
 from domain.events import (
     ConfigChanged,
@@ -38,6 +40,7 @@ from tests.builders import (
     history,
     live,
     scores,
+    started,
     state_id,
 )
 
@@ -80,6 +83,7 @@ def creation(text: str = "abc", **changes: Any) -> StateCreated:
     return decide.create(
         model_id=MODEL,
         model_type="causal_lm",
+        model_revision=None,
         model_context=MODEL_CONTEXT,
         config=config(**changes),
         metadata={},
@@ -260,6 +264,7 @@ def test_a_fork_begins_with_the_first_tokens_of_its_parent(position: int | None,
         origin=Fork(state_id=state_id(), version=2, head_position=len(text)),
         model_id=MODEL,
         model_type="causal_lm",
+        model_revision=None,
         config=config(seed=4, temperature=0.5),
         metadata={"of": "a fork"},
         content=fragment(text),
@@ -288,3 +293,29 @@ def test_a_fork_that_does_not_fit_its_context_is_too_large() -> None:
 
 def test_a_state_is_deleted() -> None:
     assert decide.delete(live()) == StateDeleted()
+
+
+# resume
+
+BEGUN = started(seed=5)
+
+
+def test_a_request_that_began_nothing_gets_a_fresh_seed() -> None:
+    assert decide.seed_to_resume(None, live(created()), "f", 7) == 7
+
+
+def test_a_cut_stream_gets_the_seed_it_began_with() -> None:
+    assert decide.seed_to_resume(BEGUN, live(created()), BEGUN.fingerprint, 7) == BEGUN.seed
+
+
+def test_a_cut_stream_is_refused_once_the_state_has_moved_on() -> None:
+    with pytest.raises(VersionConflict) as refused:
+        decide.seed_to_resume(BEGUN, live(created(), forwarded(3)), BEGUN.fingerprint, 7)
+    assert refused.value.facts["current_version"] == 2
+
+
+def test_a_cut_stream_is_refused_under_another_fingerprint_naming_both() -> None:
+    with pytest.raises(FingerprintChanged) as refused:
+        decide.seed_to_resume(BEGUN, live(created()), "another", 7)
+    assert refused.value.facts["begun_fingerprint"] == BEGUN.fingerprint
+    assert refused.value.facts["current_fingerprint"] == "another"
