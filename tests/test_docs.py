@@ -500,6 +500,7 @@ REFUSALS = (
     errors.VersionNotFound(StateId("state-1"), Version(2), Version(1)),
     errors.ModelNotFound(ModelId("a"), (ModelId("b"),)),
     errors.VersionConflict(StateId("state-1"), Version(1), Version(2)),
+    errors.FingerprintChanged(StateId("state-1"), "then", "now"),
     errors.NotAPrefix(StateId("state-1"), Version(1)),
     errors.IdempotencyKeyReused("key"),
     errors.PreconditionFailed(StateId("state-1"), Version(1), Version(2)),
