@@ -5,7 +5,6 @@ import math
 from msgspec import UNSET
 
 from app.schemas import (
-    AlternativeView,
     CacheView,
     Forwarded,
     ForwardedToken,
@@ -74,15 +73,7 @@ def generated(recorded: Recorded, *, include_sampling: bool) -> Generated:
         seed=event.seed,
         version=recorded.version,
         head_position=event.start + len(content.tokens),
-        top_logprobs=[
-            [
-                AlternativeView(token_id=a.token_id, text=a.text, logprob=a.logprob)
-                for a in alternatives
-            ]
-            for alternatives in event.alternatives
-        ]
-        if event.parameters.top_logprobs
-        else UNSET,
+        top_logprobs=event.alternatives if event.parameters.top_logprobs else UNSET,
         sampling_probabilities=list(event.sampling_probabilities) if include_sampling else UNSET,
     )
 

@@ -8,7 +8,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from domain.chain import Row
 from domain.config import ConfigChanges, Metadata, ModelType, StateConfig
 from domain.decide import GenerationWish
-from domain.events import FinishReason, Origin
+from domain.events import Alternative, FinishReason, Origin
 from domain.ids import ModelId, Position, StateId, TokenId, Version
 from domain.ports import Numerics
 
@@ -151,14 +151,6 @@ class Forwarded(Struct, frozen=True, kw_only=True):
     tokens: list[ForwardedToken]
 
 
-class AlternativeView(Struct, frozen=True, kw_only=True):
-    """One of the likeliest tokens at a place."""
-
-    token_id: TokenId
-    text: str
-    logprob: float
-
-
 class Generated(Struct, frozen=True, kw_only=True):
     """What was generated. ``finish_reason`` null: ``max_tokens`` was reached, it could go on.
 
@@ -177,7 +169,7 @@ class Generated(Struct, frozen=True, kw_only=True):
     seed: int
     version: Version
     head_position: int
-    top_logprobs: list[list[AlternativeView]] | UnsetType = UNSET
+    top_logprobs: tuple[tuple[Alternative, ...], ...] | UnsetType = UNSET
     sampling_probabilities: list[float] | UnsetType = UNSET
 
 

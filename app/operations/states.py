@@ -9,7 +9,7 @@ from app.service import Call, Service
 from domain import decide
 from domain.config import ConfigChanges, Metadata, StateConfig
 from domain.errors import TooLarge, invalid
-from domain.events import Event, Recorded
+from domain.events import Event, Fingerprint, Recorded
 from domain.ids import ModelId, StateId, TokenId, Version
 from domain.ports import Append, LanguageModel
 from domain.state import Live
@@ -133,17 +133,7 @@ async def forward(
         decide.check_fits(len(tokens), held=len(held), context_size=state.config.context_size)
         scored = await model.score(held + tokens, len(held))
         event = decide.forward(state, model.fragment(held, tokens), scored.scores)
-        return await service.append(
-            call,
-            [
-                Append(
-                    state_id=state_id,
-                    expected_version=state.version,
-                    event=event,
-                    fingerprint=model.fingerprint,
-                )
-            ],
-        )
+        return await _append_one(service, call, state, event, model.fingerprint)
 
 
 async def change_config(
@@ -238,7 +228,16 @@ async def _current(service: Service, call: Call, state_id: StateId) -> Live:
 
 
 async def _append_one(
-    service: Service, call: Call, state: Live, event: Event
+    service: Service,
+    call: Call,
+    state: Live,
+    event: Event,
+    fingerprint: Fingerprint | None = None,
 ) -> tuple[Recorded, ...]:
-    append = Append(state_id=state.state_id, expected_version=state.version, event=event)
+    append = Append(
+        state_id=state.state_id,
+        expected_version=state.version,
+        event=event,
+        fingerprint=fingerprint,
+    )
     return await service.append(call, [append])
