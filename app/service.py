@@ -62,6 +62,8 @@ class Service:
         self._answers = Turns(max_queue)
         self.stopping: set[StateId] = set()
         self._folds: OrderedDict[StateId, State] = OrderedDict()
+        # Events of states that were not in memory: what is being read meanwhile may be older.
+        self._missed = 0
 
     async def state(self, state_id: StateId, version: Version | None = None) -> State:
         """A state as it is, or as it was at a version.
@@ -69,12 +71,13 @@ class Service:
         Raises:
             StateNotFound, VersionNotFound: there is no such state or version.
         """
-        current = self._folds.get(state_id)
-        if current is None:
-            current = fold(map(decode, await self.log.state_rows(state_id)))
-            if current is None:
+        while (current := self._folds.get(state_id)) is None:
+            missed = self._missed
+            read = fold(map(decode, await self.log.state_rows(state_id)))
+            if read is None:
                 raise StateNotFound(state_id)
-            self._keep(current)
+            if missed == self._missed:
+                self._keep(read)
         if version is None or version == current.version:
             return current
         if not 1 <= version <= current.version:
@@ -105,6 +108,8 @@ class Service:
                 before = self._folds.get(event.state_id)
                 if (before.version if before else 0) == event.version - 1:
                     self._keep(evolve(before, event))
+                else:
+                    self._missed += 1
         return recorded
 
     @asynccontextmanager

@@ -116,7 +116,7 @@ def _attend_group(
     q = nn.functional.pad(q, (0, 0, 0, -rows % ragged.query_tile))
     keys = store_k[group.tables].float().flatten(1, 2)  # (B, S*K, T, D)
     values = store_v[group.tables].float().flatten(1, 2)
-    with threads(ragged.threads):
+    with threads(ragged.threads, blocks * BLOCK_TOKENS * q.numel()):
         scores = torch.matmul(q, keys.transpose(-1, -2))  # (B, S*K, M, T)
     scores *= scaling
     if softcap is not None:
@@ -128,7 +128,7 @@ def _attend_group(
     weights = torch.exp(scores - scores.amax(dim=(0, 3), keepdim=True))
     total = weights.sum(-1).cumsum(0)[-1]  # (S*K, M), block by block
     output = torch.zeros_like(q)
-    with threads(ragged.threads):
+    with threads(ragged.threads, BLOCK_TOKENS * q.numel()):
         for block in range(blocks):
             output = torch.baddbmm(output, weights[block], values[block])
     output = (output / total[..., None])[:, :rows]

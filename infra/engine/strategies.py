@@ -45,13 +45,14 @@ class PackedLinear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None, thread_count: int) -> None:
         super().__init__()
+        self.size = weight.numel()
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 16)
         self.bias = bias
         self.threads = thread_count
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` is ``(..., in)`` with at least ``MIN_ROWS`` rows; returns ``(..., out)``."""
-        with threads(self.threads):
+        with threads(self.threads, self.size * (x.numel() // x.shape[-1])):
             result: Tensor = torch.ops.mkldnn._linear_pointwise(
                 x, self.packed, self.bias, "none", [], ""
             )
@@ -73,7 +74,7 @@ class TiledLinear(nn.Module):
         """``x`` is ``(..., in)``; returns ``(..., out)``."""
         rows = x.reshape(-1, x.shape[-1])
         padded = nn.functional.pad(rows, (0, 0, 0, -len(rows) % self.TILE))
-        with threads(self.threads):
+        with threads(self.threads, self.weight.numel() * self.TILE):
             tiles = [
                 nn.functional.linear(tile, self.weight, self.bias)
                 for tile in torch.split(padded, self.TILE)

@@ -8,13 +8,19 @@ per calling thread and costs a fraction of a microsecond.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 import torch
 
+_WORTH_SHARING: Final = 2_000_000
+"""Multiplications below which waking a thread costs more than it saves."""
+
 
 @contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Let torch use ``count`` threads within."""
+def threads(count: int, multiplications: int) -> Iterator[None]:
+    """Let torch use ``count`` threads within, for a product of so many multiplications."""
+    if multiplications < _WORTH_SHARING:
+        count = 1
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

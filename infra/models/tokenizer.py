@@ -81,6 +81,10 @@ class TextDecoder:
 def _token_bytes(fast: PreTrainedTokenizerFast) -> dict[int, bytes]:
     description: dict[str, Any] = json.loads(fast.backend_tokenizer.to_str())
     kinds = _decoder_kinds(description.get("decoder"))
+    if description["model"]["type"] != "BPE":  # others would read the names of special tokens
+        raise UnsupportedTokenizer(f"its model is {description['model']['type']}, needed is BPE")
+    if not description["model"]["vocab"]:  # what transformers makes of a folder without its files
+        raise UnsupportedTokenizer("its tokenizer has no vocabulary")
     if "ByteLevel" in kinds:
         alphabet = {char: byte for byte, char in bytes_to_unicode().items()}
 
@@ -102,17 +106,10 @@ def _token_bytes(fast: PreTrainedTokenizerFast) -> dict[int, bytes]:
         added["id"]: b"" if added["special"] else added["content"].encode()
         for added in description.get("added_tokens", ())
     }
-    for token, token_id in _vocabulary(description["model"]["vocab"]):
+    for token, token_id in description["model"]["vocab"].items():
         if token_id not in table:
             table[token_id] = to_bytes(token)
     return table
-
-
-def _vocabulary(vocab: dict[str, int] | list[Any]) -> Iterable[tuple[str, int]]:
-    """Tokens and ids; a unigram model lists pairs of token and score by id."""
-    if isinstance(vocab, dict):
-        return vocab.items()
-    return ((entry[0], token_id) for token_id, entry in enumerate(vocab))
 
 
 def _decoder_kinds(decoder: dict[str, Any] | None) -> set[str]:
