@@ -1,7 +1,9 @@
 """The K/V tensors of one model, cut into blocks."""
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,8 +39,8 @@ class KVStore:
             BLOCK_TOKENS,
             geometry.head_dim,
         )
-        self.k = torch.zeros(shape, dtype=dtype)
-        self.v = torch.zeros(shape, dtype=dtype)
+        self.k = _lazy_zeros(shape, dtype)
+        self.v = _lazy_zeros(shape, dtype)
 
     def write(self, layer: int, blocks: Tensor, offsets: Tensor, k: Tensor, v: Tensor) -> None:
         """Store rows ``k`` and ``v`` (rows, kv_heads, head_dim) at their slots."""
@@ -53,3 +55,9 @@ class KVStore:
             for store in (self.k, self.v)
         )
         return k, v
+
+
+def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros that take memory only once written to: numpy asks the system for zeroed pages."""
+    size = math.prod(shape) * dtype.itemsize
+    return torch.from_numpy(np.zeros(size, np.uint8)).view(dtype).view(shape)

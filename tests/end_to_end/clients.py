@@ -182,6 +182,8 @@ class RandomClient:
             self.finish(client)
             while not self.unexpected:
                 self._send(client, self._whims.next())
+        except httpx.ConnectError:  # the server was gone before the request was sent
+            return
         except httpx.TransportError:
             self.cut_off += 1
 

@@ -22,6 +22,9 @@ IMPORTS = ("app.cli", "transformers.models.gpt2.modeling_gpt2", "transformers.mo
 FAST = {"CACHER_THREADS": "1", "CACHER_HOT_CACHE_BYTES": str(32 << 20)}
 """Settings for many small servers on a busy machine; neither is part of the fingerprint."""
 
+RUNNING = 1000
+"""An answer that is no exit code."""
+
 
 class Nursery:
     """The process to fork from. It answers one line for each line it is sent."""
@@ -58,15 +61,28 @@ class Forked:
 
     def __init__(self, nursery: Nursery, pid: int) -> None:
         self._nursery = nursery
+        self._exit_code: int | None = None
         self.pid = pid
 
     def send_signal(self, which: signal.Signals) -> None:
-        os.kill(self.pid, which)
+        if self.poll() is None:
+            os.kill(self.pid, which)
 
-    def wait(self, timeout: float) -> int:
-        """Its exit code, negative for the signal that ended it."""
-        del timeout  # a process that was sent SIGKILL or SIGTERM ends
-        return self._nursery.ask({"do": "wait", "pid": self.pid})
+    def poll(self) -> int | None:
+        """Its exit code, negative for the signal that ended it; null while it runs."""
+        if self._exit_code is None:
+            self._note(self._nursery.ask({"do": "poll", "pid": self.pid}))
+        return self._exit_code
+
+    def wait(self, timeout: float) -> int | None:
+        """Its exit code, once it has ended: it was sent SIGKILL or SIGTERM, so it does."""
+        del timeout
+        if self._exit_code is None:
+            self._note(self._nursery.ask({"do": "wait", "pid": self.pid}))
+        return self._exit_code
+
+    def _note(self, answer: int) -> None:
+        self._exit_code = None if answer == RUNNING else answer
 
 
 class FastServer(Server):
@@ -78,14 +94,15 @@ class FastServer(Server):
 
     def start(self, *, timeout_s: float = 120) -> None:
         """Fork the process and wait until it is ready."""
-        self.process = self._nursery.fork(self._environment)  # type: ignore[assignment]
+        process = self._nursery.fork(self._environment)
+        self.process = process  # type: ignore[assignment]
         deadline = time.monotonic() + timeout_s
         while True:
             try:
                 httpx.get(f"{self.url}/ready", timeout=5).raise_for_status()
                 return
             except httpx.HTTPError:
-                if time.monotonic() > deadline:
+                if process.poll() is not None or time.monotonic() > deadline:
                     self.kill()
                     raise
                 time.sleep(0.02)
@@ -114,6 +131,9 @@ def _answer(request: dict[str, Any]) -> int:
             return pid
         case {"do": "wait", "pid": pid}:
             return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        case {"do": "poll", "pid": pid}:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            return os.waitstatus_to_exitcode(status) if ended else RUNNING
         case _:
             raise ValueError(request)
 

@@ -1,7 +1,9 @@
 """A killed server loses nothing it has acknowledged, and goes on as if nothing had been."""
 
+import json
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from itertools import islice
 from typing import Any, NamedTuple
 
 import httpx
@@ -157,31 +159,52 @@ class Cut(NamedTuple):
     after: dict[str, bytes]
 
 
-def cut_stream(server: FastServer, state_id: str) -> Cut:
-    """Begin a long stream, kill the server when some of it has come, start it again."""
+def cut_streams(server: FastServer, *state_ids: str) -> list[Cut]:
+    """Begin long streams, kill the server when some of each has come, start it again.
+
+    A stream that came to its end before the kill is no use: then all are begun once more.
+    """
+    for attempt in range(10):
+        asks = [stream_of(state_id, f"cut-{attempt}-{state_id}") for state_id in state_ids]
+        with server.client() as client:
+            before = snapshot(client, list(state_ids))
+            received = received_until_killed(server, client, asks)
+            server.start()
+            after = snapshot(client, list(state_ids))
+        if all(event.name == "token" for events in received for event in events):
+            pairs = zip(asks, received, strict=True)
+            return [Cut(ask, events, before, after) for ask, events in pairs]
+    raise AssertionError("every stream came to its end before the kill")
+
+
+def stream_of(state_id: str, key: str) -> Ask:
     body = {"state_id": state_id, "max_tokens": 300, "stream": True}
-    ask = Ask("POST", "/v1/generate/token", body, f"cut-{state_id}")
-    received: list[ServerSentEvent] = []
-    with server.client() as client:
-        before = snapshot(client, [state_id])
-        with (
-            suppress(httpx.TransportError),
-            client.stream(ask.method, ask.path, **ask.options) as answer,
-        ):
-            for event in server_sent(answer.iter_lines()):
-                received.append(event)
-                if len(received) == RECEIVED:
-                    server.kill()
-        server.start()
-        after = snapshot(client, [state_id])
-    assert {event.name for event in received} == {"token"}, "it came to its end before the kill"
-    return Cut(ask, received, before, after)
+    return Ask("POST", "/v1/generate/token", body, key)
+
+
+def received_until_killed(
+    server: FastServer, client: httpx.Client, asks: list[Ask]
+) -> list[list[ServerSentEvent]]:
+    """Some events of each stream, then the kill, then what of each was still on its way."""
+    with ExitStack() as opened:
+        streams = [
+            server_sent(
+                opened.enter_context(client.stream(a.method, a.path, **a.options)).iter_lines()
+            )
+            for a in asks
+        ]
+        received = [list(islice(stream, RECEIVED)) for stream in streams]
+        server.kill()
+        for events, stream in zip(received, streams, strict=True):
+            with suppress(httpx.TransportError):
+                events.extend(stream)
+    return received
 
 
 @pytest.fixture(scope="module")
 def cut(killed: Killed) -> Cut:
     """A cut stream of a state that draws a fresh seed each time."""
-    return cut_stream(killed.server, killed.client.create(OPENING, seed=None))
+    return cut_streams(killed.server, killed.client.create(OPENING, seed=None))[0]
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +224,9 @@ def test_a_stream_cut_by_a_crash_leaves_its_intent(killed: Killed, cut: Cut) -> 
     sql = "SELECT base_version, state_id, request_id FROM generations_started WHERE key = ?"
     intents = query(killed.server.database, sql, cut.ask.key)
     assert cut.ask.body is not None
-    assert intents[0] == (1, cut.ask.body["state_id"], cut.ask.key)
+    state_id = cut.ask.body["state_id"]
+    base = json.loads(cut.before[f"/v1/states/{state_id}?include=tokens"])["version"]
+    assert intents[0] == (base, state_id, cut.ask.key)
 
 
 def test_a_cut_stream_sent_again_draws_the_same_tokens_although_its_seed_was_left_open(
@@ -231,6 +256,24 @@ def test_a_cut_stream_sent_a_third_time_gets_the_same_bytes(
     assert killed.client.http.get("/v1/audit/head").content == head
 
 
+def test_a_cut_stream_is_drawn_again_only_where_the_same_tokens_must_come(
+    killed: Killed, nursery: Nursery
+) -> None:
+    first, second = (killed.client.create(OPENING, seed=None) for _ in range(2))
+    overtaken, elsewhere = cut_streams(killed.server, first, second)
+    killed.client.post("forward", first, text="So it went on.")
+    moved_on = overtaken.ask.send(killed.client.http)
+    assert (moved_on.status_code, moved_on.json()["type"]) == (409, "/problems/version-conflict")
+    killed.server.stop()
+    database = killed.server.database
+    with FastServer(nursery, database, CACHER_DTYPE="bfloat16") as other, other.client() as client:
+        refused = elsewhere.ask.send(client)
+    killed.server.start()
+    assert (refused.status_code, refused.json()["type"]) == (409, "/problems/fingerprint-changed")
+    drawn_again = events_of(elsewhere.ask.send(killed.client.http))
+    assert drawn_again[: len(elsewhere.received)] == elsewhere.received
+
+
 def test_another_key_draws_other_tokens(killed: Killed, resent: httpx.Response) -> None:
     fresh = killed.client.create(OPENING, seed=None)
     other = killed.client.post("generate/token", fresh, max_tokens=300, stream=True)
@@ -257,7 +300,7 @@ def test_a_state_goes_on_after_crashes_as_one_that_was_never_interrupted(killed:
     assert killed.hot_before > 0
     assert killed.hot_after == 0
     client.grow(killed.grown, 8)
-    again = cut_stream(killed.server, killed.grown).ask.send(client.http)
+    again = cut_streams(killed.server, killed.grown)[0].ask.send(client.http)
     assert len(token_ids(events_of(again))) > RECEIVED
     interrupted = drawn(client.http, killed.grown)
     count = len(interrupted["tokens"])

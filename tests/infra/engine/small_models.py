@@ -56,6 +56,11 @@ def _mistral() -> PretrainedConfig:
     return MistralConfig(num_hidden_layers=2, intermediate_size=128, sliding_window=40, **_GATED)
 
 
+def wide(intermediate_size: int) -> PretrainedConfig:
+    """Its widest tensor is large enough that torch would cut element-wise work across threads."""
+    return LlamaConfig(num_hidden_layers=1, intermediate_size=intermediate_size, **_GATED)
+
+
 FAMILIES: Final[dict[str, Callable[[], PretrainedConfig]]] = {
     "gpt2": _gpt2,
     "llama": _llama,
@@ -63,6 +68,11 @@ FAMILIES: Final[dict[str, Callable[[], PretrainedConfig]]] = {
     "qwen3": _qwen3,
     "mistral": _mistral,
 }
+
+
+def smallest() -> PretrainedConfig:
+    """For tests that need some model and load it often."""
+    return GPT2Config(n_embd=32, n_head=2, n_layer=1, n_positions=64)
 
 
 def embedded() -> Path:

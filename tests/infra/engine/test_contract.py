@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from infra.engine.blocks import BLOCK_TOKENS
 from infra.engine.executor import Prepared
 from infra.engine.probe import probe
+from infra.engine.strategies import MIN_ROWS, PackedLinear, TiledLinear
 from tests.infra.engine import small_models
 from tests.infra.engine.bench import Bench, Bits, random_cuts, text
 from tests.infra.engine.small_models import CONTEXT
@@ -193,6 +194,34 @@ def test_the_number_of_threads_changes_no_bit(
     other = bench.feeding(text(3, 50), [7] * 7 + [1])
     bits = bench.run(other, bench.feeding(TEXT, random_cuts(Random(threads), TOKENS)))
     assert bits[1].equal(reference)
+
+
+@pytest.mark.parametrize("width", [1000, 1376])
+def test_tensors_large_enough_to_be_cut_across_threads_keep_their_bits(
+    tmp_path: Path, width: int
+) -> None:
+    folder = small_models.write(tmp_path / "wide", small_models.wide(width))
+    long = text(5, CONTEXT - 11)
+    found: list[Bits] = []
+    for threads in (1, 2, 3, 5, 8):
+        prepared = small_models.prepared(folder, threads=threads)
+        for cuts in (None, random_cuts(Random(threads), len(long), largest=170)):
+            found.append(Bench(prepared, max_rows=256).compute(long, cuts))
+    assert all(bits.equal(found[0]) for bits in found)
+
+
+@pytest.mark.parametrize("strategy", ["onednn", "tile"])
+def test_no_linear_layer_is_ever_given_fewer_rows_than_blas_treats_as_vectors(
+    folders: dict[str, str | Path], strategy: str
+) -> None:
+    prepared = load(folders, Variant("llama", torch.float32, strategy))
+    rows: list[int] = []
+    for module in prepared.model.modules():
+        if isinstance(module, PackedLinear | TiledLinear):
+            module.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].shape[-2]))
+    Bench(prepared).compute(TEXT[:9], [1, 1, 3, 1, 2, 1])
+    assert len(rows) == 6 * (7 * 2 + 1)  # passes, layers of each block, head
+    assert min(rows) >= MIN_ROWS
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral"])

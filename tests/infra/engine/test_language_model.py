@@ -12,7 +12,7 @@ from domain.ids import TokenId
 from infra.engine.blocks import block_keys
 from infra.engine.engine import Engine
 from infra.engine.language_model import TransformersModel
-from infra.engine.sampler import digest
+from infra.engine.sampler import digest, draw, measure
 from tests.infra.engine import small_models
 from tests.infra.engine.asking import GREEDY, redraw, request, steps, tokens_of
 from tests.infra.engine.bench import text
@@ -154,6 +154,19 @@ async def test_stored_logits_are_the_row_that_the_digest_names(tiny: Transformer
         ids = np.frombuffer(part.drawn.logits[:16], "<i4")
         assert ids.tolist() == np.argsort(-row, kind="stable")[:4].tolist()
         assert np.frombuffer(part.drawn.logits[16:], "<f4").tolist() == row[ids].tolist()
+
+
+async def test_the_number_that_decides_a_token_is_that_of_its_absolute_position(
+    tiny: TransformersModel,
+) -> None:
+    asked = request(PROMPT, 6, seed=11, store_logits="full")
+    for number, step in enumerate(await steps(tiny, asked)):
+        assert step.drawn.logits is not None
+        row = np.frombuffer(zlib.decompress(step.drawn.logits), "<f4")
+        choice = draw(row, asked.drawing.sampling, 11, len(PROMPT) + number)
+        assert choice.token_id == step.drawn.token_id
+        assert choice.probability == step.drawn.sampling_probability
+        assert measure(row, choice.token_id).logprob == step.drawn.logprob
 
 
 async def test_alternatives_are_the_likeliest_tokens(tiny: TransformersModel) -> None:

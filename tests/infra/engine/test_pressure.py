@@ -70,11 +70,13 @@ async def test_texts_that_begin_alike_share_blocks_in_a_cramped_cache_too(
 async def test_closing_a_generation_at_any_step_frees_its_blocks(
     roomy: TransformersModel,
 ) -> None:
-    whole = await steps(roomy, request(text(3, 50), 30))
-    for taken in (0, 1, 2, 7, 29):
-        steps_of = roomy.generate(request(text(3, 50), 30))
-        first = [await anext(steps_of) for _ in range(taken)]
-        await steps_of.aclose()
+    asked = request(text(4, 50), 20)
+    whole = await steps(roomy, asked)
+    assert len(whole) == 20
+    for taken in (1, 2, 7, 19, 20):
+        generation = roomy.generate(asked)
+        first = [await anext(generation) for _ in range(taken)]
+        await generation.aclose()
         assert first == whole[:taken]
         await assert_nothing_is_held(roomy)
 
