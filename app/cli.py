@@ -82,8 +82,9 @@ def verify(
         _fail("--head must be position:hash, as GET /v1/audit/head gives them")
     try:
         report = asyncio.run(_verify(settings, states, remembered, show_progress=not as_json))
-    except (LogError, Refusal) as error:
-        _fail(str(error))
+    except Exception as error:  # whatever it is, nothing was found to be divergent
+        known = isinstance(error, LogError | Refusal)
+        _fail(str(error) if known else f"the log could not be verified: {error!r}")
     if as_json:
         click.echo(msgspec.json.encode(report))
     else:

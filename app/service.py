@@ -11,7 +11,7 @@ from msgspec import Struct
 from app.turns import Turns
 from domain import decide
 from domain.config import StateConfig
-from domain.errors import IdempotencyKeyReused, StateNotFound, VersionNotFound
+from domain.errors import IdempotencyKeyReused, StateNotFound, VersionConflict, VersionNotFound
 from domain.events import Recorded, decode
 from domain.ids import ModelId, Seed, StateId, Version
 from domain.ports import Append, EventLog, Idempotency, Models, Provenance
@@ -59,6 +59,7 @@ class Service:
         self.default_model = default_model
         self.default_config = default_config
         self.turns = Turns(max_queue)
+        self.verifications = Turns(1)
         self._answers = Turns(max_queue)
         self.stopping: set[StateId] = set()
         self._folds: OrderedDict[StateId, State] = OrderedDict()
@@ -101,9 +102,13 @@ class Service:
             actor=call.actor, request_id=call.request_id, recorded_at=self.surroundings.now()
         )
         with anyio.CancelScope(shield=True):
-            recorded = await self.log.append(
-                appends, provenance=provenance, idempotency=call.idempotency
-            )
+            try:
+                recorded = await self.log.append(
+                    appends, provenance=provenance, idempotency=call.idempotency
+                )
+            except VersionConflict as conflict:
+                self._folds.pop(conflict.facts["state_id"], None)
+                raise
             for event in recorded:
                 before = self._folds.get(event.state_id)
                 if (before.version if before else 0) == event.version - 1:

@@ -21,6 +21,7 @@ from domain.config import (
     Metadata,
     ModelType,
     StateConfig,
+    TopKLogits,
 )
 from domain.errors import UnknownEvent
 from domain.ids import ModelId, Position, Seed, StateId, TokenId, Version
@@ -31,7 +32,7 @@ SCHEMA: Final = 1
 FinishReason = Literal["stop_sequence", "stop_token", "eos", "context_full", "cancelled"]
 
 
-class Fragment(Struct, frozen=True, kw_only=True):
+class Fragment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A run of tokens and the text they add.
 
     ``ends[i]`` is the length (Unicode code points) of the text after token ``i``; a token that
@@ -54,11 +55,15 @@ class Fragment(Struct, frozen=True, kw_only=True):
         return tuple(self.text[start:end] for start, end in zip(starts, self.ends, strict=False))
 
 
-class New(Struct, frozen=True, kw_only=True, tag="new", tag_field="kind"):
+class New(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="new", tag_field="kind"
+):
     """The state began with the text or tokens its client gave."""
 
 
-class Fork(Struct, frozen=True, kw_only=True, tag="fork", tag_field="kind"):
+class Fork(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="fork", tag_field="kind"
+):
     """The state began as the first ``head_position`` tokens of another at ``version``."""
 
     state_id: StateId
@@ -69,7 +74,7 @@ class Fork(Struct, frozen=True, kw_only=True, tag="fork", tag_field="kind"):
 Origin = New | Fork
 
 
-class Alternative(Struct, frozen=True, kw_only=True):
+class Alternative(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One of the likeliest tokens at a place."""
 
     token_id: TokenId
@@ -77,7 +82,7 @@ class Alternative(Struct, frozen=True, kw_only=True):
     logprob: float
 
 
-class Scores(Struct, frozen=True, kw_only=True):
+class Scores(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the model said about each of a run of tokens, before any processing of its logits.
 
     ``logprobs`` (natural logarithm), ``ranks`` (0 = likeliest), ``entropies`` (nats) and
@@ -92,7 +97,7 @@ class Scores(Struct, frozen=True, kw_only=True):
     logits_digests: tuple[str, ...]
 
 
-class StoredLogits(Struct, frozen=True, kw_only=True):
+class StoredLogits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Logits kept beside the event, one blob per token.
 
     ``top_k``: ids (int32) then values (float32) of the ``k`` largest, little endian, largest
@@ -101,11 +106,18 @@ class StoredLogits(Struct, frozen=True, kw_only=True):
     """
 
     kind: LogitsStorage
-    k: int
+    k: TopKLogits
     digest: str
 
 
-class StateCreated(Struct, frozen=True, kw_only=True, tag_field="type", tag="state_created"):
+class StateCreated(
+    Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    tag_field="type",
+    tag="state_created",
+):
     """A state began.
 
     ``model_revision`` is the commit that a model of the hub was pinned to; null for other models,
@@ -121,7 +133,14 @@ class StateCreated(Struct, frozen=True, kw_only=True, tag_field="type", tag="sta
     content: Fragment
 
 
-class TextForwarded(Struct, frozen=True, kw_only=True, tag_field="type", tag="text_forwarded"):
+class TextForwarded(
+    Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    tag_field="type",
+    tag="text_forwarded",
+):
     """Text was appended without generating."""
 
     start: int
@@ -129,7 +148,14 @@ class TextForwarded(Struct, frozen=True, kw_only=True, tag_field="type", tag="te
     scores: Scores
 
 
-class TokensGenerated(Struct, frozen=True, kw_only=True, tag_field="type", tag="tokens_generated"):
+class TokensGenerated(
+    Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    tag_field="type",
+    tag="tokens_generated",
+):
     """The model continued the state.
 
     ``start`` is the absolute position of the first new token: with the seed it fixes every
@@ -148,19 +174,40 @@ class TokensGenerated(Struct, frozen=True, kw_only=True, tag_field="type", tag="
     finish_reason: FinishReason | None
 
 
-class ConfigChanged(Struct, frozen=True, kw_only=True, tag_field="type", tag="config_changed"):
+class ConfigChanged(
+    Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    tag_field="type",
+    tag="config_changed",
+):
     """Settings of the state changed from here on."""
 
     changes: ConfigChanges
 
 
-class HeadRewound(Struct, frozen=True, kw_only=True, tag_field="type", tag="head_rewound"):
+class HeadRewound(
+    Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    tag_field="type",
+    tag="head_rewound",
+):
     """The state was cut back to its first ``to_position`` tokens."""
 
     to_position: int
 
 
-class StateDeleted(Struct, frozen=True, kw_only=True, tag_field="type", tag="state_deleted"):
+class StateDeleted(
+    Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    tag_field="type",
+    tag="state_deleted",
+):
     """The state takes no more operations."""
 
 

@@ -66,6 +66,38 @@ async def generate(
         yield recorded[0]
 
 
+async def ahead(
+    items: AsyncGenerator[Step | Recorded, None],
+) -> AsyncGenerator[Step | Recorded, None]:
+    """``items``, produced in a task of their own: a slow reader holds up nobody.
+
+    The generation goes on, is recorded and gives its turn back, however late it is read; what
+    waits to be read is one text at most. Closing this ends it.
+    """
+    inbox: asyncio.Queue[Step | Recorded | Exception | None] = asyncio.Queue()
+    producer = asyncio.create_task(_produce(items, inbox))
+    try:
+        while (item := await inbox.get()) is not None:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+    finally:
+        producer.cancel()
+
+
+async def _produce(
+    items: AsyncGenerator[Step | Recorded, None],
+    inbox: "asyncio.Queue[Step | Recorded | Exception | None]",
+) -> None:
+    try:
+        async with aclosing(items):
+            async for item in items:
+                inbox.put_nowait(item)
+    except Exception as error:
+        inbox.put_nowait(error)
+    inbox.put_nowait(None)
+
+
 async def _open_seed(service: Service, call: Call, state: Live, model: LanguageModel) -> Seed:
     """The seed for where the client left it open."""
     begun = None

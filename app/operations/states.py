@@ -42,6 +42,8 @@ async def create(
         model = await service.models.get(model_id)
         config = changes.apply(_clamped(service, model))
         tokens = await _tokens(model, content, beginning=True, room=config.context_size)
+        if not tokens:
+            raise invalid("text", "has no tokens; this model needs at least one to begin with")
         created = decide.create(
             model_id=model_id,
             model_type=model.model_type,
@@ -129,6 +131,8 @@ async def forward(
         state = await _current(service, call, state_id)
         model = await service.models.get(state.model_id)
         tokens = await _tokens(model, content, beginning=False, room=state.room)
+        if not tokens:
+            raise invalid("text", "has no tokens in this model's vocabulary")
         held = state.content.tokens
         decide.check_fits(len(tokens), held=len(held), context_size=state.config.context_size)
         scored = await model.score(held + tokens, len(held))

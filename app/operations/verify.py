@@ -89,6 +89,8 @@ class Verifier:
                     head = Head(row.position, row.hash)
                 if row.version is None or row.version < 1:
                     self._broken(row, "version", row.version, "an event has a version from 1 on")
+                if row.at_version is not None:
+                    self._broken(row, "at_version", row.at_version, "it changed its state")
                 self._begun.setdefault(row.state_id, row.position)
                 found = found or head == remembered
         if not found and remembered is not None:
@@ -143,6 +145,8 @@ class Verifier:
         for recorded in events:
             await self._check_blobs(recorded)
         await self._check_origin(events[0], events[0].event)
+        if events[0].row.fingerprint is not None:
+            await self._fingerprint(events[0])
         model = await self._model(events[0].event.model_id)
         if model is None:
             return
@@ -193,11 +197,18 @@ class Verifier:
             parent = fold(map(decode, rows))
         except LogError:
             return  # the parent's own check says so
-        held = replay.tokens_of(parent)[: origin.head_position] if parent else ()
+        if parent is None or parent.version != origin.version:
+            actual = None if parent is None else parent.version
+            self._diverges(replay.divergence(recorded, "origin.version", origin.version, actual))
+            return
+        held = replay.tokens_of(parent)[: origin.head_position]
         if held != created.content.tokens:
             self._diverges(
                 replay.divergence(recorded, "content.tokens", created.content.tokens, held)
             )
+        elif origin.head_position != len(held):
+            position = origin.head_position
+            self._diverges(replay.divergence(recorded, "origin.head_position", position, len(held)))
 
     async def _model(self, model_id: ModelId) -> LanguageModel | None:
         try:

@@ -10,7 +10,7 @@ from litestar.response import Stream
 
 from app import answers, sse
 from app.calls import call_of, etag
-from app.operations.generation import generate
+from app.operations.generation import ahead, generate
 from app.problems import problem_of
 from app.routes.handlers import writing
 from app.schemas import Generated, GenerateTokens
@@ -35,6 +35,7 @@ async def generate_tokens(
     call = await call_of(request)
     items = generate(service, call, data.state_id, data, streamed=data.stream)
     if data.stream:
+        items = ahead(items)
         events = _events(items, await anext(items), include_sampling=include is not None)
         # Whatever ends the response ends the generation, at once and not when memory is swept.
         return Stream(

@@ -1,5 +1,6 @@
 """One forward pass over slices of several sequences, through transformers' own model code."""
 
+from collections import defaultdict
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Any
@@ -113,25 +114,30 @@ class Executor:
 
 
 def _groups(slices: Seq[Slice]) -> list[attention.Group]:
-    """Slices of one row attend together, each longer one on its own."""
-    starts: list[int] = []
+    """Slices of one row attend together with those of like length, each longer one on its own.
+
+    Texts whose blocks need the same number of bits go together: padding to the longest then
+    gathers at most twice the blocks there are.
+    """
+    groups: list[attention.Group] = []
+    single: dict[int, list[tuple[Slice, int]]] = defaultdict(list)
     row = 0
     for piece in slices:
-        starts.append(row)
+        if piece.count == 1:
+            single[(piece.start // BLOCK_TOKENS + 1).bit_length()].append((piece, row))
+        else:
+            groups.append(_group([piece], torch.arange(row, row + piece.count)))
         row += piece.count
-    single = [(s, r) for s, r in zip(slices, starts, strict=True) if s.count == 1]
-    groups = [_group([s], r) for s, r in zip(slices, starts, strict=True) if s.count > 1]
-    if single:
-        group = _group([s for s, _ in single], 0)
-        rows = torch.tensor([r for _, r in single])
-        groups.append(attention.Group(rows, group.tables, group.positions))
+    for alike in single.values():
+        rows = torch.tensor([row for _, row in alike])
+        groups.append(_group([piece for piece, _ in alike], rows))
     return groups
 
 
-def _group(slices: Seq[Slice], row: int) -> attention.Group:
+def _group(slices: Seq[Slice], rows: Tensor) -> attention.Group:
     count = slices[0].count
     tables = [s.sequence.table[: (s.start + count - 1) // BLOCK_TOKENS + 1] for s in slices]
     longest = max(map(len, tables))
     padded = torch.tensor([table + [0] * (longest - len(table)) for table in tables])
     positions = torch.tensor([list(range(s.start, s.start + count)) for s in slices])
-    return attention.Group(torch.arange(row, row + count), padded.t().contiguous(), positions)
+    return attention.Group(rows, padded.t().contiguous(), positions)

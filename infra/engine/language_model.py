@@ -74,7 +74,7 @@ class TransformersModel:
         self.eos_token_ids = loaded.eos_token_ids
         self._engine = engine
         torch.set_num_threads(1)
-        plain = plain_logits(loaded.model, self.vocabulary_size, self.context_size)
+        plain = plain_logits(loaded.model, self.config, self.vocabulary_size, self.context_size)
         strategy = strategies.choose(options.strategy, options.dtype, options.threads)
         prepared = prepare(loaded.model, strategy, options.dtype)
         check_against_plain(model_id, prepared, plain, self.vocabulary_size)

@@ -75,10 +75,15 @@ def probe(prepared: Prepared, config: dict[str, Any], vocabulary: int, context: 
     return Finding(failure, golden.hexdigest(), length)
 
 
-def plain_logits(model: Any, vocabulary: int, context: int) -> Tensor:
-    """Logits of a short text by plain transformers: call before the model is prepared."""
+def plain_logits(model: Any, config: dict[str, Any], vocabulary: int, context: int) -> Tensor:
+    """Logits of a text by plain transformers: call before the model is prepared.
+
+    The text is long enough to leave a sliding window, up to ``MAX_PROBED_TOKENS``.
+    """
+    window = max(_windows(config, MAX_PROBED_TOKENS), default=0)
+    length = min(context, window + _PLAIN)
     with torch.inference_mode():
-        tokens = torch.tensor([_random_tokens(min(context, _PLAIN), vocabulary)])
+        tokens = torch.tensor([_random_tokens(length, vocabulary)])
         logits: Tensor = model(tokens, use_cache=False).logits
     return logits[0].float()
 

@@ -46,6 +46,8 @@ class Runner:
     def step(self) -> None:
         """One forward pass, and what follows from its logits."""
         slices = self.scheduler.plan()
+        if not slices:
+            raise RuntimeError("there are sequences, but none has anything to compute")
         try:
             logits = self.executor.run(slices)
         except Exception as error:

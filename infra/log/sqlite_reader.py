@@ -147,7 +147,7 @@ class SqliteReader:
         try:
             return list(await connection.execute_fetchall(sql, parameters))
         except sqlite3.Error as error:
-            raise LogUnavailable(f"the log {self.path} cannot be read: {error}") from error
+            raise LogUnavailable(f"the log {self.path.name} cannot be read: {error}") from error
         finally:
             self._idle.put_nowait(connection)
 

@@ -131,4 +131,6 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _unavailable(path: Path, error: Exception) -> LogUnavailable:
-    return LogUnavailable(f"the log {path} could not be written, nothing was recorded: {error}")
+    return LogUnavailable(
+        f"the log {path.name} could not be written, nothing was recorded: {error}"
+    )

@@ -68,11 +68,11 @@ def load(source: Source, dtype: torch.dtype) -> Loaded:
         folder, revision = _folder(source)
         return _load_folder(source, folder, revision, dtype)
     except (OSError, EntryNotFoundError, HfHubHTTPError, HFValidationError) as error:
-        raise ModelUnavailable(source.model_id, _first_line(error), _REMEDY) from error
+        raise ModelUnavailable(source.model_id, _reason(source, error), _REMEDY) from error
     except Refusal:
         raise
     except Exception as error:  # other people's files make the libraries raise anything
-        reason = f"its files are not usable: {_first_line(error)}"
+        reason = f"its files are not usable: {_reason(source, error)}"
         raise ModelUnavailable(source.model_id, reason, _REMEDY) from error
 
 
@@ -106,6 +106,7 @@ def _load_folder(source: Source, folder: Path, revision: str | None, dtype: torc
         raise invalid("model_id", f"{source.model_id!r} is a classifier; a causal_lm is needed")
     _check_rope(written)
     config = transformers.AutoConfig.from_pretrained(folder, **_OURS_ALONE)
+    _check_rope(config.to_dict())  # some families rewrite theirs
     _check_shape(config)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
@@ -182,6 +183,7 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def _reason(source: Source, error: Exception) -> str:
+    """The first line of what went wrong; a folder of the server is called by its model's name."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].replace(source.location, source.model_id)

@@ -3,8 +3,10 @@
 import asyncio
 import functools
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from domain.errors import QueueFull
 from domain.ids import ModelId
 from domain.ports import CacheCounters, ModelInfo, Numerics
 from infra.engine.engine import Engine
@@ -26,7 +28,9 @@ class ModelStore:
         self._engine = engine
         self._options = options
         self._max_models = max_models
-        self._models: OrderedDict[ModelId, asyncio.Task[TransformersModel]] = OrderedDict()
+        # A thread of its own: slow downloads hold up nothing but other downloads.
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="model-loader")
+        self._models: OrderedDict[ModelId, asyncio.Future[TransformersModel]] = OrderedDict()
 
     @property
     def default(self) -> ModelId:
@@ -42,11 +46,21 @@ class ModelStore:
         return self._info(self._catalogue.source(model_id))
 
     async def get(self, model_id: ModelId) -> TransformersModel:
-        """The model, loaded if it was not. Requests for one model wait for one loading."""
+        """The model, loaded if it was not. Requests for one model wait for one loading.
+
+        Raises:
+            ModelNotFound, ModelUnavailable: as the port says.
+            QueueFull: too many other models are being loaded.
+        """
         source = self._catalogue.source(model_id)
         task = self._models.get(model_id)
         if task is None:
-            task = asyncio.create_task(asyncio.to_thread(self._load, source))
+            loading = sum(not other.done() for other in self._models.values())
+            if loading >= self._max_models:
+                raise QueueFull(loading)
+            task = asyncio.ensure_future(
+                asyncio.get_running_loop().run_in_executor(self._loader, self._load, source)
+            )
             task.add_done_callback(functools.partial(self._loaded, model_id))
             self._models[model_id] = task
         self._models.move_to_end(model_id)
@@ -72,11 +86,12 @@ class ModelStore:
         loaded = loader.load(source, self._options.dtype)
         return TransformersModel(source.model_id, loaded, self._engine, self._options)
 
-    def _loaded(self, model_id: ModelId, task: "asyncio.Task[TransformersModel]") -> None:
+    def _loaded(self, model_id: ModelId, task: "asyncio.Future[TransformersModel]") -> None:
         """Forget a model that could not be loaded; let others go for one that could."""
         if not _ready(task):
             del self._models[model_id]
             return
+        self._models.move_to_end(model_id)
         ready = [other for other in self._models if _ready(self._models[other])]
         for other in ready[: max(0, len(ready) - self._max_models)]:
             del self._models[other]
@@ -97,5 +112,5 @@ class ModelStore:
         )
 
 
-def _ready(task: "asyncio.Task[TransformersModel]") -> bool:
+def _ready(task: "asyncio.Future[TransformersModel]") -> bool:
     return task.done() and not task.cancelled() and task.exception() is None

@@ -280,6 +280,22 @@ FAULTS: dict[str, Fault] = {
     "a fork of an earlier version": Fault(
         "forked", put("origin", "version", value=2), "content.tokens"
     ),
+    "a fork of a version that is not there": Fault(
+        "forked", put("origin", "version", value=999), "origin.version"
+    ),
+    "a fork that says it holds more": Fault(
+        "forked", put("origin", "head_position", value=10**6), "origin.head_position"
+    ),
+    "a field that no release writes": Fault(
+        "created", in_payload(lambda payload: payload.update(approved_by="nobody")), "event"
+    ),
+    "a fingerprint that is not there": Fault(
+        "created", column("fingerprint", "junk"), "fingerprint"
+    ),
+    "a number of stored logits that cannot be": Fault(
+        "generated", put("stored_logits", "k", value=0), "event"
+    ),
+    "a change that claims to be a look": Fault("generated", column("at_version", 7), "at_version"),
     "a changed start": Fault("generated", put("start", value=lambda start: start - 1), "event"),
     "a rewind to another place": Fault(
         "rewound", put("to_position", value=7), "event", found_in="streamed"

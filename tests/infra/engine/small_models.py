@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -100,6 +101,12 @@ def write(folder: Path, config: PretrainedConfig, *, seed: int = 0) -> Path:
     for name in _TOKENIZER_FILES:
         shutil.copy(embedded() / name, folder / name)
     return folder
+
+
+def skip_unless_packable(strategy: str, dtype: torch.dtype) -> None:
+    """Skip a test that needs oneDNN to pack weights of this type, where the CPU is too old."""
+    if strategy == "onednn" and choose("auto", dtype, 1).name != "onednn":
+        pytest.skip(f"oneDNN cannot pack {dtype} on this machine")
 
 
 def read(folder: str | Path, dtype: torch.dtype = torch.float32) -> Loaded:

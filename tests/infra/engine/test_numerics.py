@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, FalconConfig, GptOssConfig, PretrainedConfig
 
 from domain.errors import ModelUnavailable
+from infra.engine.blocks import BLOCK_TOKENS
 from infra.engine.engine import Engine
 from infra.engine.language_model import TransformersModel
 from infra.engine.strategies import choose, measured_query_tile
@@ -62,7 +63,12 @@ def test_threads_cache_and_batch_do_not_change_the_fingerprint(
 
 
 def test_dtype_and_strategy_change_the_fingerprint(load: Load, model: TransformersModel) -> None:
-    found = [model, load(dtype=torch.bfloat16), load(strategy="tile"), load(strategy="plain")]
+    found = [
+        model,
+        load(dtype=torch.bfloat16, strategy="tile"),
+        load(strategy="tile"),
+        load(strategy="plain"),
+    ]
     assert len({each.fingerprint.id for each in found}) == 4
 
 
@@ -125,6 +131,7 @@ def test_plain_blas_is_served_without_the_claim_and_never_silently(load: Load) -
 def test_the_claim_is_made_where_the_probe_found_it_kept(
     load: Load, strategy: str, dtype: torch.dtype
 ) -> None:
+    small_models.skip_unless_packable(strategy, dtype)
     numerics = load(strategy=strategy, dtype=dtype).numerics
     assert numerics.deterministic is True
     assert numerics.note == "contract probed up to 64 tokens"
@@ -175,9 +182,15 @@ def test_rows_are_padded_so_that_every_tensor_is_whole_vectors() -> None:
     assert all(strategy.quantum({width}) * width % 64 == 0 for width in range(1, 200))
 
 
-@pytest.mark.parametrize("head_dim", [16, 32, 64, 128])
-def test_the_query_tile_is_a_power_of_two_that_was_found_invariant(head_dim: int) -> None:
-    assert measured_query_tile(head_dim) in {4, 8, 16, 32, 64}
+@pytest.mark.parametrize("head_dim", [16, 64, 128])
+def test_a_row_of_attention_is_the_same_in_any_number_of_whole_tiles(head_dim: int) -> None:
+    tile = measured_query_tile(head_dim)
+    query = torch.randn(2, 512, head_dim, generator=torch.Generator().manual_seed(head_dim))
+    keys = torch.randn(2, BLOCK_TOKENS, head_dim, generator=torch.Generator().manual_seed(1))
+    scores = query @ keys.transpose(-1, -2)
+    for count in (tile, 2 * tile, 3 * tile):
+        assert torch.equal(query[:, :count] @ keys.transpose(-1, -2), scores[:, :count])
+        assert torch.equal(query[:1, :count] @ keys[:1].transpose(-1, -2), scores[:1, :count])
 
 
 IMPORTED_FIRST = """

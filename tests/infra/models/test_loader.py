@@ -31,6 +31,7 @@ def refusal(folder: Path) -> str:
     message = str(caught.value)
     assert f"'{folder.name}'" in message
     assert "'cacher-tiny', or CACHER_MODEL_NAME" in message  # what works instead
+    assert str(folder.parent) not in message  # clients learn no path of the server
     return message
 
 
@@ -171,6 +172,17 @@ def test_rope_that_depends_on_the_length_of_the_batch_is_refused(
 ) -> None:
     folder = copy("stretching")
     configure(folder, model_type="llama", **rope)
+    assert "depends on the length of the batch" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["su", "yarn"])
+def test_rope_that_the_family_itself_makes_so_is_refused(copy: Copy, name: str) -> None:
+    folder = copy("rewritten")
+    factors = [1.0] * 16
+    rope: dict[str, Any] = {"type": name, "short_factor": factors, "long_factor": factors}
+    rope["original_max_position_embeddings"] = 64
+    shape = {"hidden_size": 128, "num_attention_heads": 4, "num_hidden_layers": 2}
+    configure(folder, model_type="phi3", pad_token_id=0, rope_scaling=rope, **shape)
     assert "depends on the length of the batch" in refusal(folder)
 
 
