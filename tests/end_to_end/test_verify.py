@@ -289,7 +289,7 @@ FAULTS: dict[str, Fault] = {
     "a field that no release writes": Fault(
         "created", in_payload(lambda payload: payload.update(approved_by="nobody")), "event"
     ),
-    "a fingerprint that is not there": Fault(
+    "a beginning under a fingerprint that is not there": Fault(
         "created", column("fingerprint", "junk"), "fingerprint"
     ),
     "a number of stored logits that cannot be": Fault(
