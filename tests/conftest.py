@@ -6,6 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+import infra.engine  # noqa: F401 - sets how threads wait, before anything loads torch
 from tests.support import Server
 
 
