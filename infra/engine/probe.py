@@ -59,7 +59,9 @@ def probe(prepared: Prepared, config: dict[str, Any], vocabulary: int, context: 
     ):
         again = bench.text(tokens[:short])
         got = bench.compute(again, [cut for cut in cuts if cut], wanted=0, others=others)
-        failure = failure or _difference(arm, (logits, k, v), (got, *bench.kv(again, short)))
+        failure = failure or _difference(
+            arm, ("logits", "k", "v"), (logits, k, v), (got, *bench.kv(again, short))
+        )
 
     bench.compute(text, _chunks(length), wanted=length)
     for edge in sorted({length - 2, *_windows(config, length)}):
@@ -67,11 +69,13 @@ def probe(prepared: Prepared, config: dict[str, Any], vocabulary: int, context: 
         together = bench.compute(text, [len(span)], wanted=span.start, start=span.start)
         alone = bench.compute(text, [1] * len(span), wanted=span.start, start=span.start)
         golden.update(together.numpy().tobytes())
-        failure = failure or _difference(f"near token {edge}", (together,), (alone,))
+        failure = failure or _difference(f"near token {edge}", ("logits",), (together,), (alone,))
     k, v = bench.kv(text, length)
     again = bench.text(tokens)
     bench.compute(again, _chunks(length, 129), wanted=length)
-    failure = failure or _difference("in chunks of 129", (k, v), bench.kv(again, length))
+    failure = failure or _difference(
+        "in chunks of 129", ("k", "v"), (k, v), bench.kv(again, length)
+    )
     return Finding(failure, golden.hexdigest(), length)
 
 
@@ -131,8 +135,10 @@ def _chunks(length: int, size: int = _CHUNK) -> list[int]:
     return [min(size, length - start) for start in range(0, length, size)]
 
 
-def _difference(arm: str, expected: Seq[Tensor], actual: Seq[Tensor]) -> str | None:
-    for name, a, b in zip(("logits", "k", "v")[-len(expected) :], expected, actual, strict=True):
+def _difference(
+    arm: str, names: Seq[str], expected: Seq[Tensor], actual: Seq[Tensor]
+) -> str | None:
+    for name, a, b in zip(names, expected, actual, strict=True):
         if not torch.equal(a, b):
             return f"{name} differ when computed {arm}"
     return None

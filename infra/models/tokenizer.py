@@ -49,7 +49,7 @@ class Tokenizer:
 
     def text_of(self, token: TokenId) -> str:
         """A token on its own, as far as it is valid UTF-8."""
-        return self._bytes_of(token).decode(errors="replace")
+        return self._bytes.get(token, b"").decode(errors="replace")
 
     def decoder(self, before: Iterable[TokenId]) -> "TextDecoder":
         """A decoder that stands at the end of ``before``."""
@@ -57,9 +57,6 @@ class Tokenizer:
         for token in before:
             decoder.push(token)
         return decoder
-
-    def _bytes_of(self, token: TokenId) -> bytes:
-        return self._bytes.get(token, b"")
 
 
 class TextDecoder:
