@@ -114,10 +114,10 @@ def _attend_group(
     q = q.reshape(texts * kv_heads, count * shared, dim)  # (S*K, M, D), M rows of one K/V head
     rows = q.shape[1]
     q = nn.functional.pad(q, (0, 0, 0, -rows % ragged.query_tile))
-    keys = store_k[group.tables].float().flatten(1, 2)  # (B, S*K, T, D)
-    values = store_v[group.tables].float().flatten(1, 2)
+    keys = store_k[group.tables].float().flatten(1, 2)  # (B, S*K, D, T)
+    values = store_v[group.tables][..., :dim].float().flatten(1, 2)  # (B, S*K, T, D)
     with threads(ragged.threads, blocks * BLOCK_TOKENS * q.numel()):
-        scores = torch.matmul(q, keys.transpose(-1, -2))  # (B, S*K, M, T)
+        scores = torch.matmul(q, keys)  # (B, S*K, M, T)
     scores *= scaling
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap

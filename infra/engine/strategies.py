@@ -155,15 +155,16 @@ def measured_query_tile(head_dim: int) -> int:
     generator = torch.Generator().manual_seed(0)
     rows, heads = 256, 3
     query, start = torch.randn(2, heads, rows, head_dim, generator=generator)
-    keys, values = torch.randn(2, heads, BLOCK_TOKENS, head_dim, generator=generator)
+    keys = torch.randn(heads, head_dim, BLOCK_TOKENS, generator=generator)
+    values = torch.randn(heads, BLOCK_TOKENS, head_dim, generator=generator)
     weights = torch.rand(heads, rows, BLOCK_TOKENS, generator=generator)
-    scores = torch.matmul(query, keys.transpose(-1, -2))
+    scores = torch.matmul(query, keys)
     output = torch.baddbmm(start, weights, values)
 
     def invariant(count: int, heads: int) -> bool:
         part = (slice(heads), slice(count))
         return torch.equal(
-            torch.matmul(query[part], keys[:heads].transpose(-1, -2)), scores[part]
+            torch.matmul(query[part], keys[:heads]), scores[part]
         ) and torch.equal(torch.baddbmm(start[part], weights[part], values[:heads]), output[part])
 
     def holds(tile: int) -> bool:
