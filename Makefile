@@ -21,7 +21,7 @@ format: $(INSTALLED)  ## format and sort
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(INSTALLED)  ## measure, beside plain transformers and plain sqlite3 in the same run
+bench: $(INSTALLED)  ## one table of ratios against plain transformers and plain sqlite3
 	$(BIN)/python -m benchmarks
 
 soak: $(INSTALLED)  ## the long versions of the crash tests

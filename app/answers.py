@@ -2,7 +2,7 @@
 
 import math
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from app.schemas import (
     CacheView,
@@ -17,8 +17,10 @@ from domain.ports import Step
 from domain.state import Live
 
 
-def state(live: Live, *, include_tokens: bool = False, tokens_hot: int | None = None) -> StateView:
-    """A state; ``tokens_hot`` says how many of its tokens are in the KV cache, if asked for."""
+def state(
+    live: Live, *, include_tokens: bool = False, cache: CacheView | UnsetType = UNSET
+) -> StateView:
+    """A state, with its tokens and what of it is in the KV cache if they were asked for."""
     return StateView(
         state_id=live.state_id,
         model_id=live.model_id,
@@ -32,9 +34,7 @@ def state(live: Live, *, include_tokens: bool = False, tokens_hot: int | None = 
         created_at=live.created_at,
         modified_at=live.modified_at,
         tokens=live.content.tokens if include_tokens else UNSET,
-        cache=UNSET
-        if tokens_hot is None
-        else CacheView(tier="device" if tokens_hot else "none", tokens_hot=tokens_hot),
+        cache=cache,
     )
 
 

@@ -10,7 +10,7 @@ from domain.config import ConfigChanges, Metadata, ModelType, StateConfig
 from domain.decide import GenerationWish
 from domain.events import Alternative, FinishReason, Origin
 from domain.ids import ModelId, Position, StateId, TokenId, Version
-from domain.ports import Numerics
+from domain.ports import Numerics, Tier
 
 Tokens = tuple[TokenId, ...]
 Count = Annotated[int, Meta(ge=1, le=128)]
@@ -100,9 +100,9 @@ class StateView(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class CacheView(Struct, frozen=True, kw_only=True):
-    """How much of a state is in the KV cache."""
+    """How much of a state is in the KV cache, and where the slowest part of that is."""
 
-    tier: Literal["device", "none"]
+    tier: Tier
     tokens_hot: int
 
 

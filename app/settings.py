@@ -36,7 +36,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     database: Annotated[str, Meta(min_length=1)] = "cacher.db"
     hot_cache_bytes: Annotated[int, Meta(ge=1 << 20)] = 1 << 30
     dtype: Literal["float32", "bfloat16"] = "float32"
-    strategy: Literal["auto", "onednn", "tile", "plain"] = "auto"
+    strategy: Literal["auto", "strict", "onednn", "tile", "plain"] = "auto"
     threads: Annotated[int, Meta(ge=0, le=256)] = 0
     host: Annotated[str, Meta(min_length=1)] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 8000

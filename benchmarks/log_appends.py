@@ -2,25 +2,22 @@
 
 All write with ``synchronous=FULL``. Plain sqlite3 commits in batches of the sizes that the log's
 group commit came to in the same round; once with finished rows, and once with the same work
-(encoding, version checks, hashes) but without callers that wait for their answers. Rounds
-alternate, and medians are shown::
-
-    python -m benchmarks log
+(encoding, version checks, hashes) but without callers that wait for their answers.
 """
 
 import asyncio
 import sqlite3
-import statistics
-import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from unittest.mock import patch
 
 import msgspec
 
 import infra.log.writer
-from benchmarks.table import show
+from benchmarks.bench import Bench
+from benchmarks.measured import Measured, Ratio
 from domain.chain import Row
 from domain.events import decode
 from domain.ids import Version
@@ -31,8 +28,6 @@ from infra.log.draft import draft
 from infra.log.migrate import migrate
 from infra.log.sqlite_log import SqliteLog
 from tests.builders import BY, append, created, generated
-
-WRITERS = (1, 8, 64)
 
 
 async def through_the_log(path: Path, writers: int, each: int) -> tuple[float, list[int]]:
@@ -47,18 +42,18 @@ async def through_the_log(path: Path, writers: int, each: int) -> tuple[float, l
         for one in appends:
             await log.append([one], provenance=BY)
 
-    infra.log.writer.write_batch = counting  # type: ignore[attr-defined]
+    counted = patch.object(infra.log.writer, "write_batch", counting)
     async with await SqliteLog.open(path) as log:
         for state in range(writers):
             await log.append([append(created(), state=state)], provenance=BY)
-        sizes.clear()
         work = [
             [append(generated(3 + n), n + 1, state=state) for n in range(each)]
             for state in range(writers)
         ]
-        begun = time.perf_counter()
-        await asyncio.gather(*map(write, work))
-        return time.perf_counter() - begun, sizes
+        with counted:
+            begun = time.perf_counter()
+            await asyncio.gather(*map(write, work))
+            return time.perf_counter() - begun, sizes
 
 
 def open_plainly(path: Path, writers: int) -> sqlite3.Connection:
@@ -107,39 +102,32 @@ def with_the_same_work(path: Path, writers: int, rows: list[Row], sizes: list[in
         return time.perf_counter() - begun
 
 
-async def measure(folder: Path, writers: int, events: int, rounds: int) -> tuple[str, ...]:
-    """One line of the table."""
-    rates: list[tuple[float, float, float]] = []
-    sizes: list[int] = []
-    for number in range(rounds):
-        name = f"{writers}-{number}"
-        path = folder / f"{name}.db"
-        seconds, found = await through_the_log(path, writers, events // writers)
-        with closing(sqlite3.connect(path)) as connection:
-            rows = [*map(as_row, connection.execute(queries.ROWS, (writers, 2**63 - 1, -1)))]
-        finished = with_finished_rows(folder / f"{name}-rows.db", writers, rows, found)
-        same = with_the_same_work(folder / f"{name}-same.db", writers, rows, found)
-        rates.append((len(rows) / seconds, len(rows) / finished, len(rows) / same))
-        sizes += found
-    log, finished, same = map(statistics.median, zip(*rates, strict=True))
-    return (
-        str(writers),
-        f"{statistics.mean(sizes):.1f}",
-        f"{log:,.0f}",
-        f"{same:,.0f}",
-        f"{log / same:.2f}",
-        f"{finished:,.0f}",
-        f"{log / finished:.2f}",
-    )
+def rows(bench: Bench) -> Iterator[Measured]:
+    """Against plain sqlite3 doing the same work, and storing finished rows."""
+    for writers in bench.sizes.writers:
+        rounds = [
+            measure(bench.folder / f"log-{writers}-{number}", writers, bench.sizes.appends)
+            for number in range(bench.rounds)
+        ]
+        log, same, finished = ([*column] for column in zip(*rounds, strict=True))
+        for against, theirs in (("the same work", same), ("storing finished rows", finished)):
+            yield Measured(
+                what=f"durable appends to the log, {writers} at once",
+                against=f"plain sqlite3, {against}",
+                unit="appends/s",
+                ratio=Ratio.SPEED,
+                ours=log,
+                theirs=theirs,
+            )
 
 
-def run(events: int = 4000, rounds: int = 5) -> None:
-    """Measure ``events`` appends a round and print the medians."""
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
-        rows = [asyncio.run(measure(Path(folder), n, events, rounds)) for n in WRITERS]
-    columns = ("writers", "per commit", "log /s", "same work /s", "ratio", "rows /s", "ratio")
-    show(
-        "appends per second, synchronous=FULL, against plain sqlite3 in the same batches",
-        columns,
-        rows,
-    )
+def measure(folder: Path, writers: int, events: int) -> tuple[float, float, float]:
+    """Appends per second: of the log, of the same work, of finished rows."""
+    folder.mkdir()
+    path = folder / "log.db"
+    seconds, sizes = asyncio.run(through_the_log(path, writers, events // writers))
+    with closing(sqlite3.connect(path)) as connection:
+        rows = [*map(as_row, connection.execute(queries.ROWS, (writers, 2**63 - 1, -1)))]
+    same = with_the_same_work(folder / "same.db", writers, rows, sizes)
+    finished = with_finished_rows(folder / "rows.db", writers, rows, sizes)
+    return len(rows) / seconds, len(rows) / same, len(rows) / finished

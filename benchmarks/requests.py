@@ -1,95 +1,113 @@
-"""What a whole request costs beyond the model's own time, and how long a start takes."""
+"""What a whole request costs beyond the model's own time."""
 
 import asyncio
-import functools
-import tempfile
-import time
-from pathlib import Path
-from typing import Any
-
-import httpx
+import multiprocessing
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import chain
+from multiprocessing.connection import Connection
 
 from app.bootstrap import open_models
 from app.settings import Settings
-from benchmarks.rebuild import request
-from benchmarks.table import percentile, seconds, show
-from domain.ports import GenerationRequest
-from infra.engine.language_model import TransformersModel
-from tests.support import Server
+from benchmarks.bench import Bench
+from benchmarks.client import Client
+from benchmarks.measured import Measured, Ratio, percentile, seconds
+from benchmarks.served import Served
+from domain.config import GenerationParameters, SamplingParameters
+from domain.ids import TokenId
+from domain.ports import Drawing, GenerationRequest, LanguageModel
 
-REQUESTS = 200
-NEW_TOKENS = 8
-
-
-async def run(threads: int) -> None:
-    """Measure the same requests in process and over HTTP, at 1 and 8 clients."""
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        settings = Settings(model_name="cacher-tiny", threads=threads)
-        start = time.perf_counter()
-        with Server(Path(folder) / "cacher.db", CACHER_THREADS=str(threads)) as server:
-            ready_s = time.perf_counter() - start
-            async with open_models(settings) as models:
-                model = await models.get(models.default)
-                for clients in (1, 8):
-                    inside = await _inside(model, clients)
-                    outside = await _outside(server.url, clients)
-                    for percent in (50, 99):
-                        a, b = percentile(inside, percent), percentile(outside, percent)
-                        rows.append(
-                            (
-                                f"p{percent}, {clients} clients",
-                                f"{a * 1e3:.2f}",
-                                f"{b * 1e3:.2f}",
-                                f"{(b - a) * 1e3:.2f}",
-                            )
-                        )
-    show(
-        f"generate {NEW_TOKENS} tokens on cacher-tiny (ms); server start to ready {ready_s:.1f} s",
-        ("", "model alone", "whole request", "overhead"),
-        rows,
-    )
+MODEL = "cacher-tiny"
+PROMPT = (1, 2, 3)
+NEW = 8
 
 
-async def _inside(model: TransformersModel, clients: int) -> list[float]:
-    tokens = await model.encode("Once upon a time", beginning=True, room=1024)
-    wanted = request(tokens, NEW_TOKENS)
+def rows(bench: Bench) -> Iterator[Measured]:
+    """The same requests over HTTP and to the model alone, by one client and by more."""
+    served = bench.server()
+    with _engine_alone(bench.threads) as alone:
+        for clients in (bench.sizes.few, bench.sizes.many):
+            each = bench.sizes.requests // clients
+            samples = [
+                (_over_http(served, clients, each), alone(clients, each))
+                for _ in range(1 + bench.rounds)
+            ][1:]  # the first are warm-up
+            for percent in (50, 99):
+                yield Measured(
+                    what=f"{NEW} tokens of {MODEL} over HTTP, {clients} at once, p{percent}",
+                    against="the model alone, no HTTP and no log",
+                    unit="ms",
+                    ratio=Ratio.COST,
+                    ours=[1e3 * percentile(times, percent) for times, _ in samples],
+                    theirs=[1e3 * percentile(times, percent) for _, times in samples],
+                )
+
+
+def _over_http(served: Served, clients: int, each: int) -> list[float]:
+    """Seconds of each request; every one continues a state of its own."""
+
+    def work(client: Client, states: list[str]) -> list[float]:
+        return [seconds(partial(client.generate, state_id, NEW)) for state_id in states]
+
+    states = [[served.client.create([*PROMPT], MODEL) for _ in range(each)] for _ in range(clients)]
+    return [*chain.from_iterable(served.together(work, states))]
+
+
+@contextmanager
+def _engine_alone(threads: int) -> Iterator[Callable[[int, int], list[float]]]:
+    """The engine in a process of its own, whose threads wait as the server's do."""
+    spawn = multiprocessing.get_context("spawn")
+    here, there = spawn.Pipe()
+    process = spawn.Process(target=_run_engine, args=(there, threads))
+    process.start()
+    there.close()  # so that its end is noticed here
+
+    def alone(clients: int, each: int) -> list[float]:
+        here.send((clients, each))
+        times: list[float] = here.recv()
+        return times
+
+    try:
+        yield alone
+    finally:
+        here.send(None)
+        process.join()
+
+
+def _run_engine(asked: Connection, threads: int) -> None:
+    async def run() -> None:
+        async with open_models(Settings(model_name=MODEL, threads=threads)) as models:
+            model = await models.get(models.default)
+            while (wanted := asked.recv()) is not None:
+                asked.send(await _alone(model, *wanted))
+
+    asyncio.run(run())
+
+
+async def _alone(model: LanguageModel, clients: int, each: int) -> list[float]:
+    loop = asyncio.get_running_loop()
     times: list[float] = []
 
     async def client() -> None:
-        times.extend(
-            [await seconds(lambda: _drain(model, wanted)) for _ in range(REQUESTS // clients)]
-        )
+        for _ in range(each):
+            start = loop.time()
+            drawn = [step async for step in model.generate(_request())]
+            times.append(loop.time() - start)
+            assert len(drawn) == NEW
 
     await asyncio.gather(*(client() for _ in range(clients)))
     return times
 
 
-async def _drain(model: TransformersModel, wanted: GenerationRequest) -> None:
-    async for _ in model.generate(wanted):
-        pass
-
-
-async def _outside(url: str, clients: int) -> list[float]:
-    times: list[float] = []
-    async with httpx.AsyncClient(base_url=url, timeout=60) as http:
-
-        async def client(bodies: list[dict[str, Any]]) -> None:
-            for body in bodies:
-                post = functools.partial(http.post, "/v1/generate/token", json=body)
-                times.append(await seconds(post))
-
-        bodies = [await _new_state(http) for _ in range(REQUESTS)]
-        await asyncio.gather(*(client(bodies[first::clients]) for first in range(clients)))
-    return times
-
-
-async def _new_state(http: httpx.AsyncClient) -> dict[str, Any]:
-    """The body of a request that continues a state of its own."""
-    created = await http.post("/v1/states", json={"text": "Once upon a time"})
-    return {
-        "state_id": created.json()["state_id"],
-        "max_tokens": NEW_TOKENS,
-        "temperature": 0,
-        "top_p": 1,
-    }
+def _request() -> GenerationRequest:
+    sampling = SamplingParameters(temperature=0, top_k=0, top_p=1)
+    return GenerationRequest(
+        tokens=tuple(map(TokenId, PROMPT)),
+        parameters=GenerationParameters(sampling=sampling, max_tokens=NEW),
+        drawing=Drawing(
+            sampling=sampling, seed=0, top_logprobs=0, store_logits="none", top_k_logits=1
+        ),
+        max_new=NEW,
+        context_size=1024,
+    )

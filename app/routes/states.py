@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from litestar import Request, Response, Router
 from litestar.params import Parameter
+from msgspec import UNSET
 
 from app import answers
 from app.calls import call_of, etag
@@ -12,6 +13,7 @@ from app.operations.states import Content
 from app.routes.handlers import deleting, reading, writing
 from app.schemas import (
     After,
+    CacheView,
     ChangeConfig,
     ConfigView,
     CreateState,
@@ -102,11 +104,18 @@ async def get_state(
     wanted = _include(include, {"tokens", "cache"})
     key = StateId(state_id)
     state = await service.live(key, None if version is None else Version(version))
-    hot = None
-    if "cache" in wanted:
-        hot = (await service.models.get(state.model_id)).tokens_hot(state.content.tokens)
-    view = answers.state(state, include_tokens="tokens" in wanted, tokens_hot=hot)
+    cache = await _cache(service, state) if "cache" in wanted else UNSET
+    view = answers.state(state, include_tokens="tokens" in wanted, cache=cache)
     return Response(view, headers=etag(state.version))
+
+
+async def _cache(service: Service, state: Live) -> CacheView:
+    """What of a state is hot. A model is not loaded to be told that nothing is."""
+    if not service.models.info(state.model_id).loaded:
+        return CacheView(tier="none", tokens_hot=0)
+    model = await service.models.get(state.model_id)
+    tokens = state.content.tokens
+    return CacheView(tier=model.tier(tokens), tokens_hot=model.tokens_hot(tokens))
 
 
 def _include(include: str | None, allowed: set[str]) -> set[str]:

@@ -18,7 +18,8 @@ Command = Callable[[], None]
 class Engine:
     """Owns the engine thread: takes jobs from any thread, steps the models that have work.
 
-    Models with work take turns, one forward pass each. Used as a context manager.
+    Models with work take turns, one forward pass each; a pass is short where streams of another
+    model wait for it. Used as a context manager.
     """
 
     def __init__(self) -> None:
@@ -68,8 +69,9 @@ class Engine:
 
     def _step(self, runner: Runner) -> None:
         """One step; whatever goes wrong in it, the thread goes on."""
+        others = (other for other in self._busy if other is not runner)
         try:
-            runner.step()
+            runner.step(beside_streams=any(other.streaming for other in others))
         except Exception as error:
             logger.exception("a model's step failed")
             runner.abandon(error)

@@ -9,10 +9,10 @@ import transformers
 from domain.events import Fingerprint
 from infra.engine import sampler
 from infra.engine.blocks import BLOCK_TOKENS
-from infra.engine.executor import Prepared
+from infra.engine.forward import Prepared
 from infra.engine.probe import Finding
 
-NUMERICS_VERSION: Final = 1
+NUMERICS_VERSION: Final = 2
 """Raised whenever our own kernels, their order or the sampler change their bits."""
 
 
@@ -28,10 +28,9 @@ def fingerprint(prepared: Prepared, identity: dict[str, Any], finding: Finding) 
             "torch": str(torch.__version__),
             "transformers": transformers.__version__,
             "numpy": np.__version__,
-            "device": "cpu",
-            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+            "device": _device(prepared),
             "dtype": str(prepared.dtype).removeprefix("torch."),
-            "strategy": prepared.strategy.name,
+            "strategy": prepared.strategy,
             "quantum": prepared.quantum,
             "query_tile": prepared.query_tile,
             "block_tokens": BLOCK_TOKENS,
@@ -41,3 +40,12 @@ def fingerprint(prepared: Prepared, identity: dict[str, Any], finding: Finding) 
             **identity,
         }
     )
+
+
+def _device(prepared: Prepared) -> str:
+    """What of the hardware the bits depend on: nothing, where the kernels fix their own order."""
+    if not prepared.tied:
+        return "any"
+    if prepared.shape.device.type == "cuda":
+        return torch.cuda.get_device_name(prepared.shape.device)
+    return f"cpu {torch.backends.cpu.get_cpu_capability()}"

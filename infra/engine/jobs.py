@@ -1,14 +1,20 @@
-"""What is done with the logits of a sequence: draw its next token, or score the one it has."""
+"""What is done with the logits of a sequence: draw its next token, or score the one it has.
+
+The engine waits only for what decides its next pass: the token, and whether the text ends with it.
+What is recorded of it is worked out and delivered by the recorder's thread, in order.
+"""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
-from domain.events import Alternative, Scores
+from domain.events import Alternative, FinishReason, Scores
 from domain.ids import TokenId
 from domain.ports import Drawing, Drawn, GenerationRequest, Redraw, Scored, Step
 from domain.stopping import Stopping
 from infra.engine import sampler
-from infra.engine.sampler import Row
+from infra.engine.recorder import Recorder, Recording, shared
+from infra.engine.sampler import Draw, Measures, Row
 from infra.engine.scheduler import Sequence as Text
 from infra.models.tokenizer import Tokenizer
 
@@ -22,16 +28,21 @@ class Job(Protocol):
         """Use the logits at ``position``; true if the job is done."""
 
     def finish(self) -> None:
-        """The job is done and holds no memory any more."""
+        """The job is done and holds no memory of the engine any more."""
 
     def fail(self, error: Exception) -> None:
         """The job cannot be finished."""
 
 
-def draw(logits: Row, position: int, drawing: Drawing, tokenizer: Tokenizer) -> Drawn:
-    """Draw the token at ``position`` and measure everything that is recorded about it."""
-    choice = sampler.draw(logits, drawing.sampling, drawing.seed, position)
-    measures = sampler.measure(logits, choice.token_id)
+def describe(
+    logits: Row,
+    digest: str,
+    choice: Draw,
+    measures: Measures,
+    drawing: Drawing,
+    tokenizer: Tokenizer,
+) -> Drawn:
+    """Everything that is recorded about a drawn token."""
     likeliest = sampler.largest(logits, drawing.top_logprobs) if drawing.top_logprobs else ()
     return Drawn(
         token_id=choice.token_id,
@@ -39,7 +50,7 @@ def draw(logits: Row, position: int, drawing: Drawing, tokenizer: Tokenizer) -> 
         rank=measures.rank,
         entropy=measures.entropy,
         logsumexp=measures.logsumexp,
-        logits_digest=measures.digest,
+        logits_digest=digest,
         sampling_probability=choice.probability,
         alternatives=tuple(
             Alternative(
@@ -78,6 +89,7 @@ class Generation:
         tokenizer: Tokenizer,
         eos_token_ids: frozenset[TokenId],
         deliver: Callable[[Step | Exception | None], None],
+        recorder: Recorder | None = None,
     ) -> None:
         held = len(request.tokens)
         self.text = Text(
@@ -96,23 +108,39 @@ class Generation:
             context_size=request.context_size,
         )
         self._deliver = deliver
+        self._recording = Recording(recorder or shared(), deliver)
 
     def accept(self, position: int, logits: Row) -> bool:
         """Draw the token after ``position``."""
-        drawn = draw(logits, position + 1, self._drawing, self._tokenizer)
-        self.text.tokens.append(drawn.token_id)
-        piece = self._decoder.push(drawn.token_id)
-        reason = self._stopping.push(drawn.token_id, piece)
-        self._deliver(Step(position + 1, drawn, piece, reason))
+        place, drawing = position + 1, self._drawing
+        choice = sampler.draw(logits, drawing.sampling, drawing.seed, place)
+        self.text.tokens.append(choice.token_id)
+        piece = self._decoder.push(choice.token_id)
+        reason = self._stopping.push(choice.token_id, piece)
+        record = partial(self._record, place, logits, choice, piece, reason)
+        self._recording.put_row(logits, record)
         return reason is not None or len(self.text.tokens) >= self.text.limit
+
+    def _record(
+        self,
+        place: int,
+        logits: Row,
+        choice: Draw,
+        piece: str,
+        reason: FinishReason | None,
+        digest: str,
+    ) -> None:
+        measures = sampler.measure(logits, choice.token_id)
+        drawn = describe(logits, digest, choice, measures, self._drawing, self._tokenizer)
+        self._deliver(Step(place, drawn, piece, reason))
 
     def finish(self) -> None:
         """Say that there are no more steps."""
-        self._deliver(None)
+        self._recording.put(partial(self._deliver, None))
 
     def fail(self, error: Exception) -> None:
         """Hand the error to whoever waits."""
-        self._deliver(error)
+        self._recording.fail(error)
 
 
 class Scoring:
@@ -130,6 +158,7 @@ class Scoring:
         redraws: Sequence[Redraw],
         tokenizer: Tokenizer,
         deliver: Callable[[Scored | Exception], None],
+        recorder: Recorder | None = None,
     ) -> None:
         self.text = Text(tokens=list(tokens), limit=len(tokens), first_wanted=start - 1, root=root)
         self._drawings = {
@@ -139,36 +168,50 @@ class Scoring:
         }
         self._tokenizer = tokenizer
         self._redrawn: list[Drawn] = []
-        self._measures: list[sampler.Measures] = []
+        self._measures: list[Measures] = []
+        self._digests: list[str] = []
         self._deliver = deliver
+        self._recording = Recording(recorder or shared(), deliver)
 
     def accept(self, position: int, logits: Row) -> bool:
         """Score the token after ``position``."""
         place = position + 1
         if place == len(self.text.tokens):
             return True
-        self._measures.append(sampler.measure(logits, TokenId(self.text.tokens[place])))
-        drawing = self._drawings.get(place)
-        if drawing is not None:
-            self._redrawn.append(draw(logits, place, drawing, self._tokenizer))
+        token = TokenId(self.text.tokens[place])
+        self._recording.put_row(logits, partial(self._record, place, token, logits))
         return False
+
+    def _record(self, place: int, token: TokenId, logits: Row, digest: str) -> None:
+        measures = sampler.measure(logits, token)
+        self._measures.append(measures)
+        self._digests.append(digest)
+        if (drawing := self._drawings.get(place)) is not None:
+            choice = sampler.draw(logits, drawing.sampling, drawing.seed, place)
+            if choice.token_id != token:
+                measures = sampler.measure(logits, choice.token_id)
+            self._redrawn.append(
+                describe(logits, digest, choice, measures, drawing, self._tokenizer)
+            )
 
     def fail(self, error: Exception) -> None:
         """Hand the error to whoever waits."""
-        self._deliver(error)
+        self._recording.fail(error)
 
     def finish(self) -> None:
         """Hand out what was found."""
-        result = Scored(
+        self._recording.put(lambda: self._deliver(self._scored()))
+
+    def _scored(self) -> Scored:
+        return Scored(
             scores=Scores(
                 logprobs=tuple(m.logprob for m in self._measures),
                 ranks=tuple(m.rank for m in self._measures),
                 entropies=tuple(m.entropy for m in self._measures),
                 logsumexps=tuple(m.logsumexp for m in self._measures),
-                logits_digests=tuple(m.digest for m in self._measures),
+                logits_digests=tuple(self._digests),
             ),
             redrawn=tuple(self._redrawn),
             tokens_computed=len(self.text.tokens) - self.text.reused,
             tokens_reused=self.text.reused,
         )
-        self._deliver(result)

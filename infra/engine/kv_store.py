@@ -1,13 +1,17 @@
 """The K/V tensors of one model, cut into blocks."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from infra.engine.blocks import BLOCK_TOKENS
+from infra.engine.blocks import BLOCK_TOKENS, Transfer
+
+_VECTOR: Final = 16
 
 
 @dataclass(frozen=True)
@@ -19,45 +23,72 @@ class Geometry:
     kv_heads: int
     head_dim: int
 
+    @property
+    def value_dim(self) -> int:
+        """``head_dim`` with what fills the last vector: the width of V in a block."""
+        return -(-self.head_dim // _VECTOR) * _VECTOR
+
     def block_bytes(self, dtype: torch.dtype) -> int:
         """Bytes of one block: K and V of all layers for ``BLOCK_TOKENS`` tokens."""
-        return 2 * self.layers * self.kv_heads * BLOCK_TOKENS * self.head_dim * dtype.itemsize
+        width = self.head_dim + self.value_dim
+        return self.layers * self.kv_heads * BLOCK_TOKENS * width * dtype.itemsize
 
 
 class KVStore:
-    """K and V of every layer: ``(layers, blocks, kv_heads, BLOCK_TOKENS, head_dim)`` each.
+    """K and V of every layer, in blocks laid out for the products of attention.
+
+    ``k`` is ``(layers, blocks, kv_heads, head_dim, BLOCK_TOKENS)``, so that a query meets all keys
+    of a block at once; ``v`` is ``(layers, blocks, kv_heads, BLOCK_TOKENS, value_dim)``.
 
     Zeroed at the start, so that a slot not written yet holds finite numbers: masked keys have
     weight 0, and 0 times a finite value adds exactly nothing.
+
+    ``host_slots`` blocks that had to leave the device can be kept in the host's memory.
     """
 
-    def __init__(self, geometry: Geometry, blocks: int, dtype: torch.dtype) -> None:
-        shape = (
-            geometry.layers,
-            blocks,
-            geometry.kv_heads,
-            BLOCK_TOKENS,
-            geometry.head_dim,
-        )
-        self.k = _lazy_zeros(shape, dtype)
-        self.v = _lazy_zeros(shape, dtype)
+    def __init__(
+        self, geometry: Geometry, blocks: int, dtype: torch.dtype, *, host_slots: int = 0
+    ) -> None:
+        self.geometry = geometry
+        heads = (geometry.layers, blocks, geometry.kv_heads)
+        self.k = _lazy_zeros((*heads, geometry.head_dim, BLOCK_TOKENS), dtype)
+        self.v = _lazy_zeros((*heads, BLOCK_TOKENS, geometry.value_dim), dtype)
+        self.host_k = _host_slots(self.k, host_slots)
+        self.host_v = _host_slots(self.v, host_slots)
 
     def write(self, layer: int, blocks: Tensor, offsets: Tensor, k: Tensor, v: Tensor) -> None:
         """Store rows ``k`` and ``v`` (rows, kv_heads, head_dim) at their slots."""
-        self.k[layer][blocks, :, offsets] = k
-        self.v[layer][blocks, :, offsets] = v
+        self.k[layer][blocks, :, :, offsets] = k
+        self.v[layer][blocks, :, offsets, : v.shape[-1]] = v
+
+    def move(self, transfers: Iterable[Transfer]) -> None:
+        """Copy blocks between the device and the host, in this order."""
+        for transfer in transfers:
+            for device, host in ((self.k, self.host_k), (self.v, self.host_v)):
+                block, slot = device[:, transfer.block], host[transfer.slot]
+                source, target = (block, slot) if transfer.to_host else (slot, block)
+                target.copy_(source, non_blocking=True)
 
     def read(self, table: list[int], tokens: int) -> tuple[Tensor, Tensor]:
         """K and V of a text, each ``(layers, kv_heads, tokens, head_dim)``, copied."""
         index = torch.tensor(table)
         k, v = (
-            store[:, index].transpose(1, 2).flatten(2, 3)[:, :, :tokens]
-            for store in (self.k, self.v)
+            blocks.transpose(1, 2).flatten(2, 3)[:, :, :tokens]
+            for blocks in (self.k[:, index].transpose(-1, -2), self.v[:, index])
         )
-        return k, v
+        return k, v[..., : self.geometry.head_dim]
 
 
 def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Zeros that take memory only once written to: numpy asks the system for zeroed pages."""
     size = math.prod(shape) * dtype.itemsize
     return torch.from_numpy(np.zeros(size, np.uint8)).view(dtype).view(shape)
+
+
+def _host_slots(device: Tensor, slots: int) -> Tensor:
+    """Places for blocks of ``device`` (layers, blocks, ...), each in one piece to be copied to.
+
+    Pinned where the device is a GPU, so that it copies them while the CPU goes on.
+    """
+    layers, _, *inside = device.shape
+    return torch.empty((slots, layers, *inside), dtype=device.dtype, pin_memory=device.is_cuda)

@@ -13,12 +13,12 @@ from domain.config import ModelType
 from domain.errors import ModelUnavailable, TooLarge
 from domain.events import Fingerprint, Fragment
 from domain.ids import ModelId, TokenId
-from domain.ports import CacheCounters, GenerationRequest, Numerics, Redraw, Scored, Step
-from infra.engine import strategies
+from domain.ports import CacheCounters, GenerationRequest, Numerics, Redraw, Scored, Step, Tier
 from infra.engine.blocks import BLOCK_TOKENS, BlockPool, block_keys, blocks_for
 from infra.engine.engine import Engine
 from infra.engine.executor import Executor, prepare
 from infra.engine.fingerprint import fingerprint
+from infra.engine.forward import Prepared, Unsupported
 from infra.engine.jobs import Generation, Job, Scoring
 from infra.engine.kv_store import KVStore
 from infra.engine.probe import check_against_plain, plain_logits, probe
@@ -32,8 +32,11 @@ DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 _SHORT_TEXT_BYTES: Final = 4096
 
-MAX_ROWS: Final = 256
-"""Rows of one forward pass at most: what a long prompt may delay a stream by."""
+MAX_ROWS: Final = 512
+"""Rows of one forward pass at most: enough for a prefill to be as fast as it gets."""
+
+MAX_PREFILL_ROWS_BESIDE_STREAMS: Final = 64
+"""Of them prefill, when texts are generated: a stream then waits about three of its usual steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,15 +78,14 @@ class TransformersModel:
         self._engine = engine
         torch.set_num_threads(1)
         plain = plain_logits(loaded.model, self.config, self.vocabulary_size, self.context_size)
-        strategy = strategies.choose(options.strategy, options.dtype, options.threads)
-        prepared = prepare(loaded.model, strategy, options.dtype)
+        prepared = _prepared(model_id, loaded, options)
         check_against_plain(model_id, prepared, plain, self.vocabulary_size)
         finding = probe(prepared, loaded.config, self.vocabulary_size, self.context_size)
         self.fingerprint: Fingerprint = fingerprint(prepared, loaded.identity, finding)
         self.numerics = Numerics(
             deterministic=finding.failure is None,
             fingerprint=self.fingerprint.id,
-            strategy=strategy.name,
+            strategy=prepared.strategy,
             dtype=str(options.dtype).removeprefix("torch."),
             quantum=prepared.quantum,
             query_tile=prepared.query_tile,
@@ -104,6 +106,7 @@ class TransformersModel:
             BlockPool(blocks),
             max_sequences=options.max_batch,
             max_rows=MAX_ROWS,
+            max_prefill_rows_beside_streams=MAX_PREFILL_ROWS_BESIDE_STREAMS,
         )
 
     async def encode(self, text: str, *, beginning: bool, room: int) -> tuple[TokenId, ...]:
@@ -177,19 +180,34 @@ class TransformersModel:
         keys = block_keys(self._root, tokens, limit=len(tokens))
         return self._runner.pool.count_cached(keys) * BLOCK_TOKENS
 
+    def tier(self, tokens: Sequence[TokenId]) -> Tier:
+        """The slowest memory that a hot token's K/V would come from."""
+        keys = block_keys(self._root, tokens, limit=len(tokens))
+        hot = self._runner.pool.count_cached(keys)
+        if not hot:
+            return "none"
+        on_device = self._runner.pool.count_cached(keys, on_device=True)
+        return "device" if on_device == hot else "host"
+
     def counters(self) -> CacheCounters:
         """Counters of the KV cache."""
-        pool = self._runner.pool
+        pool, scheduler = self._runner.pool, self._runner.scheduler
         return CacheCounters(
             block_tokens=BLOCK_TOKENS,
             block_bytes=self._block_bytes,
             blocks_capacity=pool.capacity - 1,
             blocks_held=pool.held,
             blocks_cached=pool.cached,
+            blocks_free=pool.free,
+            blocks_shared=pool.shared,
+            host_blocks_capacity=pool.host.slots,
+            host_blocks_cached=len(pool.host),
             hits=pool.hits,
             misses=pool.misses,
             evictions=pool.evictions,
-            sequences=self._runner.scheduler.sequences,
+            restores=pool.restores,
+            sequences=scheduler.running + scheduler.waiting,
+            sequences_waiting=scheduler.waiting,
         )
 
     async def forget(self) -> None:
@@ -208,6 +226,24 @@ class TransformersModel:
         if not self._runner.scheduler.fits(job.text.limit):
             raise TooLarge(f"{job.text.limit} tokens do not fit the KV cache")
         self._engine.start(self._runner, job)
+
+
+def _prepared(model_id: ModelId, loaded: Loaded, options: EngineOptions) -> Prepared:
+    try:
+        return prepare(
+            loaded.model,
+            options.strategy,
+            options.dtype,
+            threads=options.threads,
+            context=loaded.context_size,
+            vocabulary=loaded.vocabulary_size,
+        )
+    except Unsupported as error:
+        raise ModelUnavailable(
+            model_id,
+            f"no kernel strategy can run it: {error}",
+            "Use a model of another family, or CACHER_STRATEGY=auto",
+        ) from error
 
 
 def _deliver_to(inbox: "asyncio.Queue[Item]") -> Callable[[Item], None]:

@@ -17,7 +17,8 @@ from torch import Tensor
 from domain.errors import ModelUnavailable
 from domain.ids import ModelId
 from infra.engine.blocks import BLOCK_TOKENS, blocks_for
-from infra.engine.executor import Executor, Prepared
+from infra.engine.executor import Executor
+from infra.engine.forward import Prepared
 from infra.engine.kv_store import KVStore
 from infra.engine.scheduler import Sequence, Slice
 

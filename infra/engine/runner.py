@@ -15,17 +15,33 @@ class Runner:
     """Steps a model through the jobs given to it."""
 
     def __init__(
-        self, executor: Executor, pool: BlockPool, *, max_sequences: int, max_rows: int
+        self,
+        executor: Executor,
+        pool: BlockPool,
+        *,
+        max_sequences: int,
+        max_rows: int,
+        max_prefill_rows_beside_streams: int | None = None,
     ) -> None:
         self.executor = executor
         self.pool = pool
-        self.scheduler = Scheduler(pool, max_sequences=max_sequences, max_rows=max_rows)
+        self.scheduler = Scheduler(
+            pool,
+            max_sequences=max_sequences,
+            max_rows=max_rows,
+            max_prefill_rows_beside_streams=max_prefill_rows_beside_streams,
+        )
         self._jobs: dict[Sequence, Job] = {}
 
     @property
     def busy(self) -> bool:
         """Whether there is anything to do."""
         return self.scheduler.busy
+
+    @property
+    def streaming(self) -> bool:
+        """Whether somebody waits for the next token of a text."""
+        return self.scheduler.streaming
 
     def add(self, job: Job) -> None:
         """Take on a job."""
@@ -38,26 +54,34 @@ class Runner:
             self.scheduler.remove(job.text)
 
     def abandon(self, error: Exception) -> None:
-        """Fail every job: what went wrong is not the fault of one."""
+        """Fail every job: what went wrong is not the fault of one.
+
+        Nothing stays in the cache, since a block may not hold what it is known for.
+        """
         for job in list(self._jobs.values()):
             self.drop(job)
             job.fail(error)
+        self.pool.forget()
 
-    def step(self) -> None:
-        """One forward pass, and what follows from its logits."""
-        slices = self.scheduler.plan()
-        if not slices:
+    def step(self, *, beside_streams: bool = False) -> None:
+        """One forward pass, and what follows from its logits.
+
+        ``beside_streams`` says that streams of other models wait for it too.
+        """
+        plan = self.scheduler.plan(beside_streams=beside_streams)
+        if not plan.slices:
             raise RuntimeError("there are sequences, but none has anything to compute")
+        self.executor.store.move(plan.transfers)
         try:
-            logits = self.executor.run(slices)
+            logits = self.executor.run(plan.slices)
         except Exception as error:
             logger.exception("a forward pass failed")
-            for piece in slices:
+            for piece in plan.slices:
                 self._fail(piece, error)
             return
-        self.scheduler.commit(slices)
+        self.scheduler.commit(plan.slices)
         rows = iter(logits.numpy())
-        for piece in slices:
+        for piece in plan.slices:
             self._accept(piece, [next(rows) for _ in piece.wanted])
 
     def _accept(self, piece: Slice, rows: list[Row]) -> None:

@@ -2,14 +2,33 @@
 
 A *sequence* is a text whose K/V is being computed. Each step of the engine is one forward pass
 over *slices*: at most one run of consecutive tokens of each of several sequences. Sequences join
-and leave between steps. One that has been admitted can always finish: its blocks were counted
-when it came in.
+and leave between steps. A sequence with one token to compute *decodes*, one with more is in
+*prefill*.
+
+What is promised to each, whatever the others do:
+
+* One that was admitted can always finish: its blocks were counted when it came in.
+* As long as a pass has a row for every sequence, one that decodes is in every pass, and the
+  prefill beside it is bounded.
+* Prefills share the rows of a pass equally; what one does not need goes to the others. Where
+  there are more of them than rows, whoever has waited longest comes first.
+* A block that several sequences need next is computed by one of them, the others wait for it.
+* Sequences are admitted in order of arrival. Where the blocks for the next in line are not free
+  yet, others may go before it, but no more than may run together: then all wait for it.
 """
 
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import islice
 
-from infra.engine.blocks import BLOCK_TOKENS, BlockPool, block_key, block_keys, blocks_for
+from infra.engine.blocks import (
+    BLOCK_TOKENS,
+    BlockPool,
+    Transfer,
+    block_key,
+    block_keys,
+    blocks_for,
+)
 
 
 @dataclass(eq=False)
@@ -19,6 +38,10 @@ class Sequence:
     ``tokens`` grows while it is generated, to at most ``limit``. Logits are wanted for every
     position from ``first_wanted`` on. ``root`` names the numerics for the keys of its blocks; a
     sequence without one is private: it uses no block of others and leaves none behind.
+
+    ``prefix`` are the keys of the blocks that may be found instead of computed: all that begin
+    before ``first_wanted``. ``keys`` are those of its blocks that can be found, the first ones of
+    its ``table``. ``reused`` of its ``computed`` tokens were not computed by itself.
     """
 
     tokens: list[int]
@@ -27,13 +50,30 @@ class Sequence:
     root: bytes | None
     computed: int = 0
     reused: int = 0
+    overtaken: int = 0
     table: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
+    prefix: list[bytes] = field(init=False)
+
+    def __post_init__(self) -> None:
+        end = min(len(self.tokens), blocks_for(self.first_wanted) * BLOCK_TOKENS)
+        self.prefix = [] if self.root is None else block_keys(self.root, self.tokens, limit=end)
 
     @property
     def remaining(self) -> int:
         """Tokens whose K/V is not there yet."""
         return len(self.tokens) - self.computed
+
+    @property
+    def next_key(self) -> bytes | None:
+        """Key of the prefix block that is computed next; null past the prefix."""
+        known = len(self.keys)
+        return self.prefix[known] if known < len(self.prefix) else None
+
+    @property
+    def adopts(self) -> bool:
+        """Whether its next block may be found instead of computed."""
+        return self.computed < self.first_wanted and self.next_key is not None
 
 
 @dataclass(frozen=True)
@@ -50,20 +90,36 @@ class Slice:
         return range(max(self.start, self.sequence.first_wanted), self.start + self.count)
 
 
-class Scheduler:
-    """Admits sequences in order of arrival and cuts their work into forward passes.
+@dataclass(frozen=True)
+class Plan:
+    """One forward pass, and the copies to be made before it, in order."""
 
-    ``max_sequences`` bounds how many run together, ``max_rows`` the rows of one pass: decoding
-    sequences go first with one row each, prefills share what is left, so that a long prompt
-    delays a stream by one bounded pass at a time.
+    slices: list[Slice]
+    transfers: list[Transfer]
+
+
+class Scheduler:
+    """Admits sequences and cuts their work into forward passes.
+
+    ``max_sequences`` bounds how many run together, ``max_rows`` the rows of one pass, and
+    ``max_prefill_rows_beside_streams`` how many of them are prefill when somebody decodes (null:
+    no bound of its own): what a long prompt may delay a stream by.
     """
 
-    def __init__(self, pool: BlockPool, *, max_sequences: int, max_rows: int) -> None:
+    def __init__(
+        self,
+        pool: BlockPool,
+        *,
+        max_sequences: int,
+        max_rows: int,
+        max_prefill_rows_beside_streams: int | None = None,
+    ) -> None:
         self._pool = pool
         self._max_sequences = max_sequences
         self._max_rows = max_rows
+        self._max_prefill_rows_beside_streams = max_prefill_rows_beside_streams or max_rows
         self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []
+        self._running: list[Sequence] = []  # whoever has waited longest for rows comes first
 
     @property
     def busy(self) -> bool:
@@ -71,9 +127,19 @@ class Scheduler:
         return bool(self._running or self._waiting)
 
     @property
-    def sequences(self) -> int:
-        """Sequences waiting or running."""
-        return len(self._running) + len(self._waiting)
+    def streaming(self) -> bool:
+        """Whether a sequence decodes, or will once its next token is drawn."""
+        return any(sequence.remaining <= 1 for sequence in self._running)
+
+    @property
+    def running(self) -> int:
+        """Sequences with a place in the batch."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Sequences in line for a place in the batch."""
+        return len(self._waiting)
 
     def fits(self, limit: int) -> bool:
         """Whether a sequence of ``limit`` tokens can ever be admitted."""
@@ -92,20 +158,28 @@ class Scheduler:
             self._pool.release(sequence.table)
             sequence.table = []
 
-    def plan(self) -> list[Slice]:
-        """The next forward pass; its sequences hold the blocks it writes to."""
+    def plan(self, *, beside_streams: bool = False) -> Plan:
+        """The next forward pass; its sequences hold the blocks it writes to.
+
+        ``beside_streams`` says that streams wait for it that are not of this scheduler.
+        """
+        for sequence in self._running:
+            self._adopt(sequence)
         self._admit()
-        rows = self._max_rows
-        slices: list[Slice] = []
-        for sequence in sorted(self._running, key=lambda s: s.remaining > 1):
-            count = min(sequence.remaining, rows)
-            if count:
-                slices.append(Slice(sequence, sequence.computed, count))
-                rows -= count
+        ready = self._ready()[: self._max_rows]
+        decoding = [sequence for sequence in ready if sequence.remaining == 1]
+        rows = self._max_rows - len(decoding)
+        if beside_streams or self.streaming:
+            rows = min(rows, self._max_prefill_rows_beside_streams)
+        decoding.sort(key=lambda sequence: sequence.table)  # those that share blocks side by side
+        slices = [Slice(sequence, sequence.computed, 1) for sequence in decoding]
+        slices += _equal_parts([sequence for sequence in ready if sequence.remaining > 1], rows)
         for piece in slices:
             missing = blocks_for(piece.start + piece.count) - len(piece.sequence.table)
             piece.sequence.table += [self._pool.allocate() for _ in range(missing)]
-        return slices
+        served = {piece.sequence for piece in slices}
+        self._running.sort(key=lambda sequence: sequence in served)
+        return Plan(slices, self._pool.take_transfers())
 
     def commit(self, slices: list[Slice]) -> None:
         """Note that a pass was computed, and publish the blocks it filled."""
@@ -120,23 +194,71 @@ class Scheduler:
             start = index * BLOCK_TOKENS
             previous = sequence.keys[-1] if sequence.keys else root
             key = block_key(previous, sequence.tokens[start : start + BLOCK_TOKENS])
-            sequence.table[index] = self._pool.publish(sequence.table[index], key)
+            sequence.table[index] = self._pool.publish(
+                sequence.table[index], key, missed=index < len(sequence.prefix)
+            )
             sequence.keys.append(key)
 
     def _admit(self) -> None:
-        while self._waiting and len(self._running) < self._max_sequences:
-            sequence = self._waiting[0]
-            if self._promised() + blocks_for(sequence.limit) > self._pool.available:
+        """Let in who could take all the blocks it may ever need, as could those already in."""
+        promised = sum(blocks_for(other.limit) - len(other.table) for other in self._running)
+        passed_over: list[Sequence] = []
+        for sequence in list(islice(self._waiting, self._max_sequences)):
+            owed = passed_over and passed_over[0].overtaken == self._max_sequences
+            if owed or len(self._running) == self._max_sequences:
                 return
-            self._waiting.popleft()
-            if sequence.root is not None:
-                # The first wanted row is computed even if its block could be found.
-                keys = block_keys(sequence.root, sequence.tokens, limit=sequence.first_wanted)
-                sequence.table = self._pool.match(keys)
-                sequence.keys = keys[: len(sequence.table)]
-                sequence.computed = sequence.reused = len(sequence.table) * BLOCK_TOKENS
-            self._running.append(sequence)
+            needed = blocks_for(sequence.limit) - self._pool.count_held(sequence.prefix)
+            if promised + needed <= self._pool.available:
+                self._waiting.remove(sequence)
+                self._running.append(sequence)
+                self._adopt(sequence)
+                promised += blocks_for(sequence.limit) - len(sequence.table)
+                for other in passed_over:
+                    other.overtaken += 1
+            else:
+                passed_over.append(sequence)
 
-    def _promised(self) -> int:
-        """Blocks that running sequences may still ask for."""
-        return sum(blocks_for(s.limit) - len(s.table) for s in self._running)
+    def _adopt(self, sequence: Sequence) -> None:
+        """Hold blocks of its prefix that can be found by now, in place of computing them.
+
+        Rows from ``first_wanted`` on are computed even if their block was found: for their
+        logits. What they store in the block is what is there.
+        """
+        if not sequence.adopts:
+            return
+        known = len(sequence.keys)
+        found = self._pool.match(sequence.prefix[known:])
+        if not found:
+            return
+        self._pool.release(sequence.table[known:])  # begun, not full
+        sequence.table[known:] = found
+        sequence.keys = sequence.prefix[: len(sequence.table)]
+        computed = min(len(sequence.table) * BLOCK_TOKENS, sequence.first_wanted)
+        sequence.reused += computed - sequence.computed
+        sequence.computed = computed
+
+    def _ready(self) -> list[Sequence]:
+        """Who computes: all but those whose next block another computes and is further in."""
+        furthest: dict[bytes | None, Sequence] = {}
+        for sequence in sorted(self._running, key=lambda sequence: -sequence.computed):
+            furthest.setdefault(sequence.next_key, sequence)
+        return [
+            sequence
+            for sequence in self._running
+            if sequence.remaining
+            and not (sequence.adopts and furthest[sequence.next_key] is not sequence)
+        ]
+
+
+def _equal_parts(sequences: list[Sequence], rows: int) -> list[Slice]:
+    """Cut rows into slices, as equal as can be with none larger than its sequence needs.
+
+    Where there are fewer rows than sequences, the first ones get one each.
+    """
+    slices: list[Slice] = []
+    by_need = sorted(sequences[:rows], key=lambda sequence: sequence.remaining)
+    for others, sequence in zip(reversed(range(len(by_need))), by_need, strict=True):
+        count = min(sequence.remaining, rows // (others + 1))
+        slices.append(Slice(sequence, sequence.computed, count))
+        rows -= count
+    return slices

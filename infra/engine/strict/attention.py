@@ -11,12 +11,12 @@ from typing import Final
 import numpy as np
 
 from infra.engine.blocks import BLOCK_TOKENS
-from infra.engine.strict.elementwise import _tanh, exp, f32, inlined
+from infra.engine.compiling import inlined
+from infra.engine.strict.elementwise import exp, f32, tanh
 from infra.engine.strict.linear import product
 from infra.engine.strict.vectors import (
     LANES,
     bits_of,
-    float_of,
     floats,
     halves,
     integers,
@@ -33,7 +33,7 @@ _ONE, _ZERO = f32(1), f32(0)
 
 
 @inlined
-def _rounded(x):  # type: ignore[no-untyped-def]
+def _rounded(x):
     """The bits of the bfloat16 next to a float, ties to even."""
     bits = np.uint32(bits_of(x))
     odd = np.uint32((bits >> np.uint32(16)) & np.uint32(1))
@@ -41,7 +41,7 @@ def _rounded(x):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def store(k, v, k_step, v_step, keys, values, heads, dim, padded_dim, offset, bfloat16):  # type: ignore[no-untyped-def]
+def store(k, v, k_step, v_step, keys, values, heads, dim, padded_dim, offset, bfloat16):
     """Write K and V of one token at ``offset`` of a block.
 
     ``k`` and ``v`` have ``heads`` vectors, ``k_step`` and ``v_step`` floats apart. A block's keys
@@ -63,7 +63,7 @@ def store(k, v, k_step, v_step, keys, values, heads, dim, padded_dim, offset, bf
 
 
 @inlined
-def _weigh(row, first, low, high, softcap):  # type: ignore[no-untyped-def]
+def _weigh(row, first, low, high, softcap):
     """Turn scores of the keys ``low`` to ``high`` into weights; returns their sum.
 
     ``row`` begins at key ``first``, the start of a block, and goes on to the end of one.
@@ -76,7 +76,7 @@ def _weigh(row, first, low, high, softcap):  # type: ignore[no-untyped-def]
         scores[i] = _NOTHING
     if softcap > _ZERO:
         for i in range(low - first, high + 1 - first):
-            scores[i] = _tanh(scores[i] / softcap) * softcap
+            scores[i] = tanh(scores[i] / softcap) * softcap
     peak = largest(row, stop)
     for i in range(stop):
         scores[i] = exp(scores[i] - peak)
@@ -89,7 +89,7 @@ def attend(
     row, rows, shared, positions, tables, starts, head, group, dim, padded_dim,
     keys, values, key_bytes, value_bytes, bfloat16, scaling, window, softcap,
     scratch, context,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """Rows ``row`` to ``row + rows`` of a pass, for the ``group`` query heads of K/V head ``head``.
 
     The blocks of row r are ``tables[starts[r]:]``; the first ``shared`` are those of all rows.
@@ -129,7 +129,7 @@ def attend(
             at = keys + index[begin[row] + block] * key_bytes + key_head
             product(
                 count, queries, dim, at, _BLOCK, dim, zeros, np.int64(0), scores + column, context,
-                _BLOCK, bfloat16,
+                _BLOCK, bfloat16, 0,
             )  # fmt: skip
         else:
             for r in range(rows):
@@ -138,7 +138,7 @@ def attend(
                     line = r * group
                     product(
                         group, queries + line * dim * 4, dim, at, _BLOCK, dim, zeros, np.int64(0),
-                        scores + line * context * 4 + column, context, _BLOCK, bfloat16,
+                        scores + line * context * 4 + column, context, _BLOCK, bfloat16, 0,
                     )  # fmt: skip
 
     for r in range(rows):
@@ -163,7 +163,7 @@ def attend(
             at = values + index[begin[row] + block] * value_bytes + value_head
             product(
                 count, scores + column * 4, context, at, padded_dim, _BLOCK, results, padded_dim,
-                results, padded_dim, padded_dim, bfloat16,
+                results, padded_dim, padded_dim, bfloat16, 0,
             )  # fmt: skip
         else:
             for r in range(rows):
@@ -178,7 +178,7 @@ def attend(
                     product(
                         group, scores + (line * context + column + start) * 4, context,
                         at + start * padded_dim * size, padded_dim, stop - start,
-                        target_row, padded_dim, target_row, padded_dim, padded_dim, bfloat16,
+                        target_row, padded_dim, target_row, padded_dim, padded_dim, bfloat16, 0,
                     )  # fmt: skip
 
     for r in range(rows):

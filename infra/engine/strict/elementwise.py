@@ -6,11 +6,11 @@ independent, so that changes nothing. After Cephes (S. Moshier): exp within 2 ul
 """
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
-from numba import njit
 
+from infra.engine.compiling import inlined
 from infra.engine.strict.program import Code
 from infra.engine.strict.vectors import bits_of, float_of, floats, total, total_of_squares
 
@@ -34,11 +34,9 @@ _SQRT_2_OVER_PI, _CUBIC = f32(0.7978845608028654), f32(0.044715)
 _ERF_P, _ERF_1, _ERF_2 = f32(0.3275911), f32(0.254829592), f32(-0.284496736)
 _ERF_3, _ERF_4, _ERF_5 = f32(1.421413741), f32(-1.453152027), f32(1.061405429)
 
-inlined: Final[Any] = njit(nogil=True, error_model="numpy", inline="never")
-
 
 @inlined
-def exp(x):  # type: ignore[no-untyped-def]
+def exp(x):
     """The exponential; 0 below -87, for ``-inf`` too."""
     clamped = min(max(x, _EXP_MIN), _EXP_MAX)
     shifted = clamped * _LOG2_E + _ROUNDING
@@ -52,7 +50,8 @@ def exp(x):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _tanh(x):  # type: ignore[no-untyped-def]
+def tanh(x):
+    """The hyperbolic tangent."""
     size = abs(x)
     z = x * x
     small = ((((_T0 * z + _T1) * z + _T2) * z + _T3) * z + _T4) * z * x + x
@@ -61,7 +60,7 @@ def _tanh(x):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _erf(x):  # type: ignore[no-untyped-def]
+def _erf(x):
     size = abs(x)
     t = _ONE / (_ONE + _ERF_P * size)
     p = ((((_ERF_5 * t + _ERF_4) * t + _ERF_3) * t + _ERF_2) * t + _ERF_1) * t
@@ -70,72 +69,72 @@ def _erf(x):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _sigmoid(x):  # type: ignore[no-untyped-def]
+def _sigmoid(x):
     return _ONE / (_ONE + exp(-x))
 
 
 @inlined
-def _silu(x):  # type: ignore[no-untyped-def]
+def _silu(x):
     return x / (_ONE + exp(-x))
 
 
 @inlined
-def _gelu(x):  # type: ignore[no-untyped-def]
+def _gelu(x):
     return _HALF * x * (_ONE + _erf(x * _SQRT_HALF))
 
 
 @inlined
-def _gelu_tanh(x):  # type: ignore[no-untyped-def]
-    return _HALF * x * (_ONE + _tanh(_SQRT_2_OVER_PI * (x + _CUBIC * (x * x * x))))
+def _gelu_tanh(x):
+    return _HALF * x * (_ONE + tanh(_SQRT_2_OVER_PI * (x + _CUBIC * (x * x * x))))
 
 
 @inlined
-def _copy(x):  # type: ignore[no-untyped-def]
+def _copy(x):
     return x
 
 
 @inlined
-def _negative(x):  # type: ignore[no-untyped-def]
+def _negative(x):
     return -x
 
 
 @inlined
-def _relu(x):  # type: ignore[no-untyped-def]
+def _relu(x):
     return max(x, _ZERO)
 
 
 @inlined
-def _square(x):  # type: ignore[no-untyped-def]
+def _square(x):
     return x * x
 
 
 @inlined
-def _cube(x):  # type: ignore[no-untyped-def]
+def _cube(x):
     return x * x * x
 
 
 @inlined
-def _rsqrt(x):  # type: ignore[no-untyped-def]
+def _rsqrt(x):
     return _ONE / np.sqrt(x)
 
 
 @inlined
-def _add(x, y):  # type: ignore[no-untyped-def]
+def _add(x, y):
     return x + y
 
 
 @inlined
-def _subtract(x, y):  # type: ignore[no-untyped-def]
+def _subtract(x, y):
     return x - y
 
 
 @inlined
-def _multiply(x, y):  # type: ignore[no-untyped-def]
+def _multiply(x, y):
     return x * y
 
 
 @inlined
-def _divide(x, y):  # type: ignore[no-untyped-def]
+def _divide(x, y):
     return x / y
 
 
@@ -143,7 +142,7 @@ def _each(function: Callable[..., Any]) -> Any:
     """A loop that applies ``function`` to ``n`` floats."""
 
     @inlined
-    def loop(out, x, step, n):  # type: ignore[no-untyped-def]
+    def loop(out, x, step, n):
         target, source = floats(out), floats(x)
         if step == 1:
             for i in range(n):
@@ -159,7 +158,7 @@ def _pairwise(function: Callable[..., Any]) -> Any:
     """A loop over two operands; a step of 0 repeats the first float of one."""
 
     @inlined
-    def loop(out, x, x_step, y, y_step, n):  # type: ignore[no-untyped-def]
+    def loop(out, x, x_step, y, y_step, n):
         target, left, right = floats(out), floats(x), floats(y)
         zero = np.int64(0)
         if x_step == 1 and y_step == 1:
@@ -182,7 +181,7 @@ def _pairwise(function: Callable[..., Any]) -> Any:
 
 _add_all, _subtract_all = _pairwise(_add), _pairwise(_subtract)
 _multiply_all, _divide_all = _pairwise(_multiply), _pairwise(_divide)
-_copy_all, _negative_all, _relu_all, _tanh_all = map(_each, (_copy, _negative, _relu, _tanh))
+_copy_all, _negative_all, _relu_all, _tanh_all = map(_each, (_copy, _negative, _relu, tanh))
 _sigmoid_all, _silu_all, _gelu_all = map(_each, (_sigmoid, _silu, _gelu))
 _gelu_tanh_all, _rsqrt_all = _each(_gelu_tanh), _each(_rsqrt)
 _square_all, _cube_all, _exp_all = map(_each, (_square, _cube, exp))
@@ -195,7 +194,7 @@ _MULTIPLY, _DIVIDE = Code.MULTIPLY, Code.DIVIDE
 
 
 @inlined
-def unary(code, out, x, step, n):  # type: ignore[no-untyped-def]
+def unary(code, out, x, step, n):
     """Apply the function ``code`` to ``n`` floats."""
     if code == _COPY:
         _copy_all(out, x, step, n)
@@ -226,7 +225,7 @@ def unary(code, out, x, step, n):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def binary(code, out, x, x_step, y, y_step, n):  # type: ignore[no-untyped-def]
+def binary(code, out, x, x_step, y, y_step, n):
     """Combine ``n`` pairs of floats by the operation ``code``."""
     if code == _ADD:
         _add_all(out, x, x_step, y, y_step, n)
@@ -239,7 +238,7 @@ def binary(code, out, x, x_step, y, y_step, n):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def layer_norm(out, x, n, weight, bias, epsilon):  # type: ignore[no-untyped-def]
+def layer_norm(out, x, n, weight, bias, epsilon):
     """Layer normalisation (Ba et al. 2016) of ``n`` floats; ``weight``, ``bias`` may be 0: none."""
     target, source = floats(out), floats(x)
     mean = total(x, n) / f32(n)

@@ -1,7 +1,7 @@
 """Runs a program over the slices of a pass, with the K/V of one store."""
 
 from collections.abc import Sequence as Seq
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from infra.engine.blocks import BLOCK_TOKENS
+from infra.engine.forward import Batch
 from infra.engine.kv_store import KVStore
+from infra.engine.memory import zeros
 from infra.engine.scheduler import Slice
 from infra.engine.strict import attention, linear, machine
 from infra.engine.strict.machine import Team
@@ -38,6 +40,7 @@ class Execution:
         self._group = geometry.query_heads // geometry.kv_heads
         self._tile_rows = max(1, attention.TILE_ROWS // self._group)
         floats = max(
+            program.local,
             linear.scratch_floats(),
             attention.scratch_floats(
                 self._tile_rows * self._group,
@@ -47,43 +50,38 @@ class Execution:
             ),
         )
         stride = -(-floats * 4 // _LINE) * _LINE
-        self._scratch = _aligned(threads * stride // 4)
+        self._scratch = zeros((threads * stride,), torch.uint8)
         words = self._team.words
-        words[machine._SCRATCH] = self._scratch.ctypes.data
+        words[machine._SCRATCH] = self._scratch.data_ptr()
         words[machine._SCRATCH_BYTES] = stride
         words[machine._SEGMENTS] = self._segments.ctypes.data
         words[machine._SEGMENT_COUNT] = len(segments)
         words[machine._REALS] = self._reals.ctypes.data
 
-    def run(
-        self,
-        slices: Seq[Slice],
-        tokens: Seq[int],
-        positions: Seq[int],
-        blocks: Seq[int],
-        wanted: Seq[int],
-    ) -> Tensor:
-        """Logits of the wanted rows."""
-        self._reserve(len(tokens), len(wanted))
+    def run(self, batch: Batch) -> Tensor:
+        """Logits of the wanted rows; see :class:`infra.engine.forward.Forward`."""
+        if not batch.tokens:
+            return torch.empty(0, 0)
+        self._reserve(len(batch.tokens), len(batch.wanted))
         width = self._program.widths[self._program.logits]
-        logits = torch.empty(len(wanted), width)
+        logits = torch.empty(len(batch.wanted), width)
         for row, column, offset in self._results:
             self._words[row, column] = logits.data_ptr() + offset
-        tables, starts = _tables(slices)
+        tables, starts = _tables(batch.slices)
         arrays = {
-            machine._TOKENS: np.array(tokens, np.int64),
-            machine._POSITIONS: np.array(positions, np.int64),
-            machine._WANTED: np.array(wanted, np.int64),
-            machine._BLOCKS: np.array(blocks, np.int64),
+            machine._TOKENS: np.array(batch.tokens, np.int64),
+            machine._POSITIONS: np.array(batch.positions, np.int64),
+            machine._WANTED: np.array(batch.wanted, np.int64),
+            machine._BLOCKS: np.array(batch.blocks, np.int64),
             machine._TABLES: tables,
             machine._STARTS: starts,
-            machine._TILES: (tiles := np.array(self._tiles(slices), np.int64)),
+            machine._TILES: (tiles := np.array(self._tiles(batch.slices), np.int64)),
         }
         words = self._team.words
         for word, array in arrays.items():
             words[word] = array.ctypes.data
-        words[machine._ROWS] = len(tokens)
-        words[machine._WANTED_ROWS] = len(wanted)
+        words[machine._ROWS] = len(batch.tokens)
+        words[machine._WANTED_ROWS] = len(batch.wanted)
         words[machine._TILE_COUNT] = len(tiles)
         self._team.run()
         return logits[:, : self._program.vocabulary]
@@ -92,15 +90,18 @@ class Execution:
         """Slots for so many rows; those there are stay if they are enough."""
         if rows <= self._rows[Domain.ROWS] and wanted <= self._rows[Domain.WANTED]:
             return
-        self._rows = [max(now, 2 * self._rows[i] if now > self._rows[i] else self._rows[i])
-                      for i, now in enumerate((rows, wanted))]  # fmt: skip
-        self._slots = [
-            _aligned(0 if slot == self._program.logits else width * self._rows[domain])
-            for slot, (width, domain) in enumerate(
-                zip(self._program.widths, self._program.domains, strict=True)
-            )
+        self._rows = [
+            need if need > have else have
+            for need, have in zip((rows, wanted), self._rows, strict=True)
         ]
-        addresses = np.array([slot.ctypes.data for slot in self._slots], np.int64)
+        program = self._program
+        sizes = [
+            width * self._rows[domain]
+            for width, domain in zip(program.widths, program.domains, strict=True)
+        ]
+        sizes[program.logits] = 1  # each pass has its own
+        self._slots = [zeros((max(1, size),), torch.float32) for size in sizes]
+        addresses = np.array([slot.data_ptr() for slot in self._slots], np.int64)
         self._words = np.zeros((len(self._program.operations), WORDS), np.int64)
         self._results: list[tuple[int, int, int]] = []
         for row, operation in enumerate(self._program.operations):
@@ -185,10 +186,3 @@ def _tables(slices: Seq[Slice]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     begins = np.cumsum([0, *sizes[:-1]])
     tables = np.array([block for piece in slices for block in piece.sequence.table], np.int64)
     return tables, np.repeat(begins, [piece.count for piece in slices]).astype(np.int64)
-
-
-def _aligned(floats: int) -> NDArray[np.float32]:
-    """Memory at the start of a cache line; pages are taken when they are written."""
-    room: NDArray[Any] = np.empty(floats * 4 + _LINE, np.uint8)
-    start = -room.ctypes.data % _LINE
-    return room[start : start + floats * 4].view(np.float32)

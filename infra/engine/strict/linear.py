@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from infra.engine.strict.elementwise import inlined
+from infra.engine.compiling import inlined
+from infra.engine.memory import zeros
 from infra.engine.strict.vectors import LANES, WIDE, float_of, floats, halves, tile
 
 PANEL: Final = 4 * LANES if WIDE else LANES
@@ -23,6 +24,9 @@ _CHUNK: Final = 1024
 _FEW_ROWS: Final = 12
 """Up to so many rows bfloat16 weights are widened in registers, above once per chunk in memory."""
 
+_AHEAD: Final = 16384
+"""Bytes by which weights are fetched before they are used: further than the processor looks."""
+
 _VECTORS: Final = 4 if WIDE else 1
 
 
@@ -33,19 +37,19 @@ def _tiles(vectors: int, *, bfloat16: bool) -> Any:
     )
 
     @inlined
-    def run(m, a, lda, b, ldb, k, start, ldstart, out, ldout):  # type: ignore[no-untyped-def]
+    def run(m, a, lda, b, ldb, k, start, ldstart, out, ldout, ahead):
         if m == 1:
-            one(a, lda, b, ldb, k, start, ldstart, out, ldout)
+            one(a, lda, b, ldb, k, start, ldstart, out, ldout, ahead)
         elif m == 2:
-            two(a, lda, b, ldb, k, start, ldstart, out, ldout)
+            two(a, lda, b, ldb, k, start, ldstart, out, ldout, ahead)
         elif m == 3:
-            three(a, lda, b, ldb, k, start, ldstart, out, ldout)
+            three(a, lda, b, ldb, k, start, ldstart, out, ldout, ahead)
         elif m == 4:
-            four(a, lda, b, ldb, k, start, ldstart, out, ldout)
+            four(a, lda, b, ldb, k, start, ldstart, out, ldout, ahead)
         elif m == 5:
-            five(a, lda, b, ldb, k, start, ldstart, out, ldout)
+            five(a, lda, b, ldb, k, start, ldstart, out, ldout, ahead)
         else:
-            six(a, lda, b, ldb, k, start, ldstart, out, ldout)
+            six(a, lda, b, ldb, k, start, ldstart, out, ldout, ahead)
 
     return run
 
@@ -55,7 +59,7 @@ def _rows(vectors: int, *, bfloat16: bool) -> Any:
     run = _tiles(vectors, bfloat16=bfloat16)
 
     @inlined
-    def product(m, a, lda, b, ldb, k, start, ldstart, out, ldout):  # type: ignore[no-untyped-def]
+    def product(m, a, lda, b, ldb, k, start, ldstart, out, ldout, ahead):
         tiles = (m + 5) // 6
         row = 0
         for index in range(tiles):
@@ -71,6 +75,7 @@ def _rows(vectors: int, *, bfloat16: bool) -> Any:
                 ldstart,
                 out + row * ldout * 4,
                 ldout,
+                (ahead if index == 1 else _AHEAD) if ahead else 0,
             )
             row = stop
 
@@ -85,38 +90,39 @@ _width = _VECTORS * LANES
 
 
 @inlined
-def product(m, a, lda, b, ldb, k, start, ldstart, out, ldout, n, bfloat16):  # type: ignore[no-untyped-def]
+def product(m, a, lda, b, ldb, k, start, ldstart, out, ldout, n, bfloat16, ahead):
     """``out[r] = start[r] + a[r] @ b`` for ``m`` rows and ``n`` columns, ``n`` a multiple of 16.
 
-    Addresses, and distances from row to row in elements; ``b`` holds floats or bfloat16.
+    Addresses, and distances from row to row in elements; ``b`` holds floats or bfloat16. Where
+    ``b`` is used more than once, what lies ``ahead`` bytes after it is fetched meanwhile.
     """
     size = 2 if bfloat16 else 4
     column = 0
     while n - column >= _width:
         at, place, first = b + column * size, out + column * 4, start + column * 4
         if bfloat16:
-            _widest_bfloat16(m, a, lda, at, ldb, k, first, ldstart, place, ldout)
+            _widest_bfloat16(m, a, lda, at, ldb, k, first, ldstart, place, ldout, ahead)
         else:
-            _widest(m, a, lda, at, ldb, k, first, ldstart, place, ldout)
+            _widest(m, a, lda, at, ldb, k, first, ldstart, place, ldout, ahead)
         column += _width
     while column < n:
         at, place, first = b + column * size, out + column * 4, start + column * 4
         if bfloat16:
-            _single_bfloat16(m, a, lda, at, ldb, k, first, ldstart, place, ldout)
+            _single_bfloat16(m, a, lda, at, ldb, k, first, ldstart, place, ldout, ahead)
         else:
-            _single(m, a, lda, at, ldb, k, first, ldstart, place, ldout)
+            _single(m, a, lda, at, ldb, k, first, ldstart, place, ldout, ahead)
         column += LANES
 
 
 @inlined
-def _widen(source, target, n):  # type: ignore[no-untyped-def]
+def _widen(source, target, n):
     bits, values = halves(source), floats(target)
     for i in range(n):
         values[i] = float_of(np.int32(np.int32(bits[i]) << np.int32(16)))
 
 
 @inlined
-def linear(x, ldx, m, k, weights, bias, out, ldout, first, last, bfloat16, scratch):  # type: ignore[no-untyped-def]
+def linear(x, ldx, m, k, weights, bias, out, ldout, first, last, bfloat16, scratch):
     """``m`` rows of ``k`` inputs through the panels ``first`` to ``last`` of packed weights.
 
     ``bias`` is padded to whole panels. ``scratch`` has room for ``_CHUNK`` lines of a panel.
@@ -134,12 +140,12 @@ def linear(x, ldx, m, k, weights, bias, out, ldout, first, last, bfloat16, scrat
                 _widen(lines, scratch, count * PANEL)
                 product(
                     m, x + done * 4, ldx, scratch, PANEL, count, start, ldstart, place, ldout,
-                    PANEL, False,
+                    PANEL, False, 0,
                 )  # fmt: skip
             else:
                 product(
                     m, x + done * 4, ldx, lines, PANEL, count, start, ldstart, place, ldout,
-                    PANEL, bfloat16,
+                    PANEL, bfloat16, count * PANEL * size,
                 )  # fmt: skip
             start, ldstart = place, ldout
             done += count
@@ -159,4 +165,5 @@ def pack(weight: Tensor) -> Tensor:
     """Weights ``(out, in)`` in panels, ``(panels, in, PANEL)``; missing outputs are zero."""
     outputs, inputs = weight.shape
     full = torch.nn.functional.pad(weight, (0, 0, 0, padded(outputs) - outputs))
-    return full.view(-1, PANEL, inputs).transpose(1, 2).contiguous()
+    panels = full.view(-1, PANEL, inputs).transpose(1, 2)
+    return zeros(panels.shape, weight.dtype).copy_(panels)

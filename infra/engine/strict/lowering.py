@@ -15,14 +15,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
 from torch.fx import Node
 
+from infra.engine.forward import Shape, Unsupported
 from infra.engine.kv_store import Geometry
 from infra.engine.strict import linear
-from infra.engine.strict.attention import TILE_ROWS
 from infra.engine.strict.program import (
     NOWHERE,
     Code,
@@ -31,15 +32,11 @@ from infra.engine.strict.program import (
     Operand,
     Operation,
     Program,
-    share_slots,
+    share_memory,
 )
 
 TRACED: Final = "cacher-traced"
 """The attention that transformers calls while a model is traced."""
-
-
-class Unsupported(Exception):
-    """The model does something for which there is no kernel; says what."""
 
 
 @torch.library.custom_op("cacher::attend", mutates_args=())
@@ -139,8 +136,8 @@ _ARITHMETIC: Final = {
 }
 
 
-def lower(model: Any, geometry: Geometry, context: int, vocabulary: int) -> Program:
-    """The program of a causal language model for texts of up to ``context`` tokens.
+def lower(model: Any, shape: Shape) -> Program:
+    """The program of a causal language model.
 
     Raises:
         Unsupported: there is no kernel for something it does.
@@ -148,7 +145,7 @@ def lower(model: Any, geometry: Geometry, context: int, vocabulary: int) -> Prog
     model.set_attn_implementation(TRACED)
     model.config.pad_token_id = None
     rows, wanted = torch.export.Dim("rows", min=2), torch.export.Dim("wanted", min=2)
-    example = torch.arange(min(16, context))
+    example = torch.arange(min(16, shape.context))
     try:
         with torch.no_grad():
             exported = torch.export.export(
@@ -160,9 +157,9 @@ def lower(model: Any, geometry: Geometry, context: int, vocabulary: int) -> Prog
     except Exception as error:
         raise Unsupported(f"torch.export cannot trace it: {error}") from error
     with torch.no_grad():
-        program = _Lowering(exported, geometry, context).run()
-    program.vocabulary = vocabulary
-    share_slots(program)
+        program = _Lowering(exported, shape.geometry, shape.context).run()
+    program.vocabulary = shape.vocabulary
+    share_memory(program)
     return program
 
 
@@ -257,7 +254,8 @@ class _Lowering:
         if isinstance(result, Tensor):
             return _Table(result, self._axis(node.meta["val"]))
         return [
-            _Table(part, self._axis(val)) for part, val in zip(result, node.meta["val"], strict=True)
+            _Table(part, self._axis(val))
+            for part, val in zip(result, node.meta["val"], strict=True)
         ]
 
     @staticmethod
@@ -283,6 +281,7 @@ class _Lowering:
         examples = node.meta["val"]
         for example in examples if isinstance(examples, list | tuple) else [examples]:
             self._axis(example)
+        arguments: Any
         arguments, options = torch.fx.map_arg((node.args, node.kwargs), single)
         target: Any = node.target
         if target is torch.ops.aten.reshape.default and not _viewable(*arguments[:2]):
@@ -313,7 +312,7 @@ class _Lowering:
         if isinstance(value, _Rows):
             wide = value.shape.expand(shape)
             mode = Mode.ROW if value.domain == domain else Mode.WANTED
-            place = Operand(mode, value.shape.storage_offset(), 0, 0, 0, value.slot)
+            place = Operand(mode, int(value.shape.storage_offset()), 0, 0, 0, value.slot)
             return place, list(wide.stride())
         if isinstance(value, _Table):
             if domain != Domain.ROWS:
@@ -358,7 +357,7 @@ class _Lowering:
             raise Unsupported(f"{node.target} with {node.kwargs}")
         left, right = (self._value(argument) for argument in node.args[:2])
         domain = max(v.domain for v in (left, right) if isinstance(v, _Rows))
-        shape = torch.broadcast_shapes(self._shape(left), self._shape(right))
+        shape = np.broadcast_shapes(self._shape(left), self._shape(right))
         return self._apply(code, self._new(shape, domain), left, right)
 
     def _copied(self, value: _Rows) -> _Rows:
@@ -410,20 +409,20 @@ class _Lowering:
         result = self._new((*value.shape.shape[:-1], 1), value.domain)
         count = result.shape.numel()
         out = Operand(Mode.ROW, 0, 0, 1, 1, result.slot)
-        place = Operand(Mode.ROW, value.shape.storage_offset(), 0, size, 1, value.slot)
+        place = Operand(Mode.ROW, int(value.shape.storage_offset()), 0, size, 1, value.slot)
         self._emit(Code.MEAN, value.domain, count, size, out, (place,))
         return result
 
     def _lower_cat(self, node: Node, _: str) -> _Value:
         parts = [self._value(part) for part in node.args[0]]  # type: ignore[union-attr]
         parts = [part for part in parts if self._shape(part).numel()]
-        dim = node.args[1] if len(node.args) > 1 else 0
+        dim: Any = node.args[1] if len(node.args) > 1 else 0
         shapes = [self._shape(part) for part in parts]
         sizes = list(shapes[0])
-        sizes[dim] = sum(shape[dim] for shape in shapes)  # type: ignore[index,call-overload]
+        sizes[dim] = sum(shape[dim] for shape in shapes)
         domain = max(part.domain for part in parts if isinstance(part, _Rows))
         result = self._new(sizes, domain)
-        pieces = result.shape.split([shape[dim] for shape in shapes], dim)  # type: ignore[index,no-untyped-call]
+        pieces = result.shape.split([shape[dim] for shape in shapes], dim)  # type: ignore[no-untyped-call]
         for part, piece in zip(parts, pieces, strict=True):
             self._apply(Code.COPY, _Rows(result.slot, piece, domain), part)
         return result
@@ -437,7 +436,7 @@ class _Lowering:
             raise Unsupported(f"a layer norm over {shape}")
         result = self._new(value.shape.shape, value.domain)
         out = Operand(Mode.ROW, 0, 0, 0, 1, result.slot)
-        place = Operand(Mode.ROW, value.shape.storage_offset(), 0, 0, 1, value.slot)
+        place = Operand(Mode.ROW, int(value.shape.storage_offset()), 0, 0, 1, value.slot)
         extra = tuple(
             0 if each is None else self._hold(each.float().contiguous()) for each in (weight, bias)
         )
@@ -473,7 +472,7 @@ class _Lowering:
             int(weight.dtype == torch.bfloat16),
         )
         out = Operand(Mode.ROW, 0, 0, 0, 1, result.slot)
-        place = Operand(Mode.ROW, x.shape.storage_offset(), 0, 0, 1, x.slot)
+        place = Operand(Mode.ROW, int(x.shape.storage_offset()), 0, 0, 1, x.slot)
         self._emit(Code.LINEAR, x.domain, 1, outputs, out, (place,), extra)
         return result
 
@@ -485,9 +484,7 @@ class _Lowering:
         if (heads, dim) != expected or value.shape.shape != key.shape.shape:
             raise Unsupported(f"attention with {heads} heads of {dim} where {expected} is expected")
         places = [
-            Operand(
-                Mode.ROW, v.shape.storage_offset(), 0, v.shape.stride(1), 1, v.slot
-            )
+            Operand(Mode.ROW, int(v.shape.storage_offset()), 0, v.shape.stride(1), 1, v.slot)
             for v in (query, key, value)
         ]
         extra = (layer, window)
@@ -531,8 +528,5 @@ def _two_loops(
     if len(joined) > 2:
         raise Unsupported(f"arithmetic over {len(joined)} strides")
     none = (1, [0] * len(strides))
-    (outer, far), (inner, near) = ([none, none] + joined)[-2:]
+    (outer, far), (inner, near) = (none, none, *joined)[-2:]
     return (outer, inner), list(zip(far, near, strict=True))
-
-
-__all__ = ["TILE_ROWS", "Unsupported", "lower"]

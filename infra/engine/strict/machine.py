@@ -6,22 +6,22 @@ program all wait for each other: they spin for a moment, then offer their core t
 """
 
 import ctypes
-import hashlib
 import threading
 import weakref
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numpy.typing import NDArray
 
-from infra.engine.strict import attention as attention_module
-from infra.engine.strict import elementwise, linear as linear_module, vectors
+from infra.engine import blocks, compiling
+from infra.engine.blocks import BLOCK_TOKENS
+from infra.engine.compiling import compiled, inlined
 from infra.engine.strict.attention import attend, store
-from infra.engine.strict.elementwise import binary, f32, inlined, layer_norm, unary
+from infra.engine.strict.elementwise import binary, f32, layer_norm, unary
 from infra.engine.strict.linear import linear
 from infra.engine.strict.program import WORDS, Code, Domain, Mode
 from infra.engine.strict.vectors import (
@@ -37,6 +37,12 @@ from infra.engine.strict.vectors import (
 )
 
 _SPINS: Final = 2000
+
+_SOURCES: Final = [
+    *sorted(map(str, Path(__file__).parent.glob("*.py"))),
+    blocks.__file__,
+    compiling.__file__,
+]
 
 # Words of the shared block, by cache line: what one thread writes and another polls stands alone.
 _EPOCH, _ARRIVED, _PASSED, _STOP = 0, 8, 16, 24
@@ -57,11 +63,13 @@ _yield = types.ExternalFunction("sched_yield", types.int32())
 _LINEAR, _ATTEND, _LAYER_NORM = int(Code.LINEAR), int(Code.ATTEND), int(Code.LAYER_NORM)
 _EMBED, _STORE, _ADD = int(Code.EMBED), int(Code.STORE), int(Code.ADD)
 _ROW, _POSITION, _WANTED_MODE = int(Mode.ROW), int(Mode.POSITION), int(Mode.WANTED)
+_LOCAL = int(Mode.LOCAL)
 _WANTED_DOMAIN = int(Domain.WANTED)
+_BLOCK: Final = BLOCK_TOKENS
 
 
 @inlined
-def _address(op, at, row, words):  # type: ignore[no-untyped-def]
+def _address(op, at, row, words, scratch):
     """Address of the operand that begins at word ``at``, for one row."""
     mode = op[at]
     index = np.int64(0)
@@ -71,14 +79,16 @@ def _address(op, at, row, words):  # type: ignore[no-untyped-def]
         index = integers(words[_POSITIONS])[row]
     elif mode == _WANTED_MODE:
         index = integers(words[_WANTED])[row]
+    elif mode == _LOCAL:
+        return scratch + op[at + 1]
     return op[at + 1] + index * op[at + 2] * 4
 
 
 @inlined
-def _embed(op, row, words):  # type: ignore[no-untyped-def]
+def _embed(op, row, words, scratch):
     token = integers(words[_TOKENS])[row]
     width = op[3]
-    target = floats(_address(op, 5, row, words))
+    target = floats(_address(op, 5, row, words, scratch))
     if op[21]:
         bits = halves(op[20] + token * width * 2)
         for i in range(width):
@@ -90,34 +100,34 @@ def _embed(op, row, words):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _store(op, row, words):  # type: ignore[no-untyped-def]
+def _store(op, row, words, scratch):
     block = integers(words[_BLOCKS])[row]
     position = integers(words[_POSITIONS])[row]
     store(
-        _address(op, 10, row, words), _address(op, 15, row, words), op[13], op[18],
-        op[20] + block * op[22], op[21] + block * op[23], op[24], op[25], op[26],
-        position % attention_module._BLOCK, op[27] != 0,
+        _address(op, 10, row, words, scratch), _address(op, 15, row, words, scratch),
+        op[13], op[18], op[20] + block * op[22], op[21] + block * op[23], op[24], op[25], op[26],
+        position % _BLOCK, op[27] != 0,
     )  # fmt: skip
 
 
 @inlined
-def _by_row(op, real, row, words):  # type: ignore[no-untyped-def]
+def _by_row(op, real, row, words, scratch):
     """One operation on one row."""
     code = op[np.int64(0)]
     if code == _EMBED:
-        _embed(op, row, words)
+        _embed(op, row, words, scratch)
     elif code == _STORE:
-        _store(op, row, words)
+        _store(op, row, words, scratch)
     elif code == _LAYER_NORM:
         layer_norm(
-            _address(op, 5, row, words), _address(op, 10, row, words), op[3], op[20], op[21],
-            f32(real[np.int64(0)]),
+            _address(op, 5, row, words, scratch), _address(op, 10, row, words, scratch),
+            op[3], op[20], op[21], f32(real[np.int64(0)]),
         )  # fmt: skip
     else:
-        out, x = _address(op, 5, row, words), _address(op, 10, row, words)
+        out, x = _address(op, 5, row, words, scratch), _address(op, 10, row, words, scratch)
         for i in range(op[2]):
             if code >= _ADD:
-                y = _address(op, 15, row, words)
+                y = _address(op, 15, row, words, scratch)
                 binary(
                     code, out + i * op[8] * 4, x + i * op[13] * 4, op[14], y + i * op[18] * 4,
                     op[19], op[3],
@@ -127,7 +137,7 @@ def _by_row(op, real, row, words):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _linear(op, rows, words, thread, threads, scratch):  # type: ignore[no-untyped-def]
+def _linear(op, rows, words, thread, threads, scratch):
     panels = op[23]
     first, last = panels * thread // threads, panels * (thread + 1) // threads
     linear(
@@ -137,7 +147,7 @@ def _linear(op, rows, words, thread, threads, scratch):  # type: ignore[no-untyp
 
 
 @inlined
-def _attend(op, real, words, thread, threads, scratch):  # type: ignore[no-untyped-def]
+def _attend(op, real, words, thread, threads, scratch):
     tiles, heads = words[_TILE_COUNT], op[24]
     item = thread
     while item < tiles * heads:
@@ -153,18 +163,18 @@ def _attend(op, real, words, thread, threads, scratch):  # type: ignore[no-untyp
 
 
 @inlined
-def _segment(start, stop, words, thread, threads):  # type: ignore[no-untyped-def]
+def _segment(start, stop, words, thread, threads):
     """A thread's part of the operations ``start`` to ``stop``."""
     base, reals = words[_OPERATIONS], words[_REALS]
     first = integers(base + start * WORDS * 8)
     rows = words[_WANTED_ROWS] if first[1] == _WANTED_DOMAIN else words[_ROWS]
+    scratch = words[_SCRATCH] + thread * words[_SCRATCH_BYTES]
     if first[np.int64(0)] < _LINEAR:
         for row in range(rows * thread // threads, rows * (thread + 1) // threads):
             for index in range(start, stop):
                 op = integers(base + index * WORDS * 8)
-                _by_row(op, doubles(reals + index * 32), row, words)
+                _by_row(op, doubles(reals + index * 32), row, words, scratch)
     elif rows > 0:
-        scratch = words[_SCRATCH] + thread * words[_SCRATCH_BYTES]
         for index in range(start, stop):
             op = integers(base + index * WORDS * 8)
             if op[np.int64(0)] == _LINEAR:
@@ -174,7 +184,7 @@ def _segment(start, stop, words, thread, threads):  # type: ignore[no-untyped-de
 
 
 @inlined
-def _wait_until_changed(address, seen):  # type: ignore[no-untyped-def]
+def _wait_until_changed(address, seen):
     spins = 0
     while load_shared(address) == seen:
         if spins < _SPINS:
@@ -185,7 +195,7 @@ def _wait_until_changed(address, seen):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _meet(block, threads):  # type: ignore[no-untyped-def]
+def _meet(block, threads):
     """Wait until every thread is here."""
     passed = load_shared(block + _PASSED * 8)
     if fetch_add(block + _ARRIVED * 8, 1) == threads - 1:
@@ -196,7 +206,7 @@ def _meet(block, threads):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _run(block, thread):  # type: ignore[no-untyped-def]
+def _run(block, thread):
     words = integers(block)
     threads = words[_THREADS]
     segments = integers(words[_SEGMENTS])
@@ -207,7 +217,7 @@ def _run(block, thread):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _lead(block):  # type: ignore[no-untyped-def]
+def _lead(block):
     if integers(block)[_THREADS] > 1:
         _lock(block + _MUTEX * 8)
         store_shared(block + _EPOCH * 8, load_shared(block + _EPOCH * 8) + 1)
@@ -217,7 +227,7 @@ def _lead(block):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _follow(block, thread):  # type: ignore[no-untyped-def]
+def _follow(block, thread):
     seen = np.int64(0)
     while True:
         spins = 0
@@ -236,27 +246,15 @@ def _follow(block, thread):  # type: ignore[no-untyped-def]
 
 @cache
 def _compiled() -> Callable[[int, int], None]:
-    """What a thread calls: the first one for each pass, the others once, until they are stopped.
+    """What a thread calls: the first one for each pass, the others once, until they are stopped."""
 
-    numba keeps compiled code in a file that it trusts as long as *one* source file is unchanged;
-    ``source`` makes every file of the kernels part of its key.
-    """
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    source = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-
-    def enter(block, thread):  # type: ignore[no-untyped-def]
-        source  # noqa: B018
+    def enter(block, thread):
         if thread == 0:
             _lead(block)
         else:
             _follow(block, thread)
 
-    signature = types.void(types.int64, types.int64)
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-    try:
-        return njit(signature, cache=True, **options)(enter)  # type: ignore[no-any-return]
-    except RuntimeError:  # there is no folder that numba could write to
-        return njit(signature, **options)(enter)  # type: ignore[no-any-return]
+    return compiled(enter, "void(int64, int64)", _SOURCES, nogil=True)
 
 
 class Team:

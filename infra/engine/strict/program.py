@@ -5,7 +5,7 @@ says where its floats are, for row r of a pass: ``address + 4 * (index(r) * row 
 inner)``, where ``index`` depends on its :class:`Mode`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Final
 
@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 WORDS: Final = 32
 """64-bit integers of one operation."""
+
+LANES: Final = 16
+"""Floats of one vector."""
 
 
 class Code(IntEnum):
@@ -50,6 +53,7 @@ class Mode(IntEnum):
     ROW = 1
     POSITION = 2
     WANTED = 3
+    LOCAL = 4
 
 
 class Domain(IntEnum):
@@ -61,7 +65,11 @@ class Domain(IntEnum):
 
 @dataclass(frozen=True)
 class Operand:
-    """Where an operation reads or writes. ``slot`` is null for constants and tables."""
+    """Where an operation reads or writes.
+
+    ``address`` is one in memory, or counts floats from the start of ``slot``, or, if the mode is
+    local, from the start of a thread's own memory.
+    """
 
     mode: Mode
     address: int
@@ -72,6 +80,8 @@ class Operand:
 
     def words(self, addresses: NDArray[np.int64], widths: list[int]) -> list[int]:
         """The operand as the machine reads it, with the slots at these addresses."""
+        if self.mode == Mode.LOCAL:
+            return [self.mode, 4 * self.address, 0, self.outer, self.inner]
         if self.slot is None:
             return [self.mode, self.address, self.row, self.outer, self.inner]
         base = int(addresses[self.slot]) + 4 * self.address
@@ -108,7 +118,8 @@ class Operation:
 class Program:
     """Operations in order, and the width of each slot in floats.
 
-    ``logits`` is the operand of the result, ``alive`` what the addresses in the program point to.
+    ``logits`` is the slot of the result, ``local`` the floats of a thread's own memory, ``alive``
+    what the addresses in the program point to.
     """
 
     operations: list[Operation] = field(default_factory=list)
@@ -116,6 +127,7 @@ class Program:
     domains: list[Domain] = field(default_factory=list)
     logits: int = -1
     vocabulary: int = 0
+    local: int = 0
     alive: list[object] = field(default_factory=list)
 
     def slot(self, width: int, domain: Domain) -> int:
@@ -150,109 +162,81 @@ class Program:
         return not written & {operand.slot for operand in this.inputs}
 
 
-def share_slots(program: Program) -> None:
-    """Let values that do not live at the same time use one slot, in place where that is safe.
+def share_memory(program: Program) -> None:
+    """Give values that do not live at the same time one place.
 
-    An operation may write where it reads only if it reads each float at the place it writes it,
-    and only within a thread's own rows.
+    A value that is only used between two meetings of the threads becomes local: a thread needs it
+    for one row at a time, and it never leaves the nearest cache.
     """
-    last: dict[int, int] = {}
-    for index, operation in enumerate(program.operations):
-        for operand in (*operation.inputs, operation.out):
-            if operand.slot is not None:
-                last[operand.slot] = index
-    last[program.logits] = len(program.operations)
-    segment_of = [
-        number
+    spans = _spans(program)
+    segment_of = {
+        index: number
         for number, (start, stop) in enumerate(program.segments())
-        for _ in range(start, stop)
-    ]
-    home: dict[int, int] = {}
-    widths: list[int] = []
-    domains: list[Domain] = []
-    free: list[tuple[int, int]] = []  # (slot, the segment from which it may be written)
+        for index in range(start, stop)
+    }
+    homes: dict[int, Operand] = {}
+    offsets: dict[int, int] = {}
+    slots = _Slots()
+    for slot, (first, last) in sorted(spans.items(), key=lambda item: item[1]):
+        segment = segment_of[first]
+        by_rows = program.operations[first].by_rows
+        if slot != program.logits and segment == segment_of[last] and by_rows:
+            homes[slot] = Operand(Mode.LOCAL, offsets.get(segment, 0), 0, 0, 0)
+            size = -(-program.widths[slot] // LANES) * LANES
+            offsets[segment] = offsets.get(segment, 0) + size
+        else:
+            until = len(segment_of) if slot == program.logits else segment_of[last]
+            kind = (program.widths[slot], program.domains[slot], slot == program.logits)
+            homes[slot] = Operand(Mode.ROW, 0, 0, 0, 0, slots.take(kind, segment, until))
+    program.operations = [_moved(operation, homes) for operation in program.operations]
+    program.logits = homes[program.logits].slot or 0
+    program.widths = [width for width, _, _ in slots.kinds]
+    program.domains = [domain for _, domain, _ in slots.kinds]
+    program.local = max(offsets.values(), default=0)
+
+
+def _spans(program: Program) -> dict[int, tuple[int, int]]:
+    """The first and the last operation that touches each slot."""
+    spans: dict[int, tuple[int, int]] = {}
     for index, operation in enumerate(program.operations):
-        virtual = operation.out.slot
-        if virtual is not None and virtual not in home:
-            home[virtual] = _place(
-                program, operation, index, last, home, free, segment_of[index], widths, domains
-            )
-        ended = {
-            operand.slot
-            for operand in (*operation.inputs, operation.out)
-            if operand.slot is not None and last[operand.slot] == index
-        }
-        taken = {home[slot] for slot in home if last[slot] > index}
-        for place in {home[slot] for slot in ended} - taken:
-            free.append((place, segment_of[index] + 1))
-    program.operations = [_moved(operation, home) for operation in program.operations]
-    program.widths, program.domains = widths, domains
-    program.logits = home[program.logits]
+        for operand in (operation.out, *operation.inputs):
+            if operand.slot is not None:
+                first, _ = spans.get(operand.slot, (index, index))
+                spans[operand.slot] = (first, index)
+    return spans
 
 
-def _place(
-    program: Program,
-    operation: Operation,
-    index: int,
-    last: dict[int, int],
-    home: dict[int, int],
-    free: list[tuple[int, int]],
-    segment: int,
-    widths: list[int],
-    domains: list[Domain],
-) -> int:
-    virtual = operation.out.slot
-    assert virtual is not None
-    width, domain = program.widths[virtual], program.domains[virtual]
-    for operand in operation.inputs:
-        if (
-            operation.by_rows
-            and operand.slot is not None
-            and last[operand.slot] == index
-            and _same_place(operand, operation.out)
-            and program.widths[operand.slot] == width
-            and program.domains[operand.slot] == domain
-            and not any(
-                home[slot] == home[operand.slot] and last[slot] >= index
-                for slot in home
-                if slot != operand.slot
-            )
-        ):
-            return home[operand.slot]
-    for entry in free:
-        place, since = entry
-        if since <= segment and widths[place] == width and domains[place] == domain:
-            free.remove(entry)
-            return place
-    widths.append(width)
-    domains.append(domain)
-    return len(widths) - 1
+class _Slots:
+    """Slots of a kind, each taken from one segment to another."""
+
+    def __init__(self) -> None:
+        self.kinds: list[tuple[int, Domain, bool]] = []
+        self._until: list[int] = []
+
+    def take(self, kind: tuple[int, Domain, bool], start: int, stop: int) -> int:
+        for slot, until in enumerate(self._until):
+            if self.kinds[slot] == kind and until < start:
+                self._until[slot] = stop
+                return slot
+        self.kinds.append(kind)
+        self._until.append(stop)
+        return len(self.kinds) - 1
 
 
-def _same_place(read: Operand, written: Operand) -> bool:
-    return (
-        read.mode == Mode.ROW
-        and read.address == written.address
-        and read.outer == written.outer
-        and read.inner == written.inner
-    )
-
-
-def _moved(operation: Operation, home: dict[int, int]) -> Operation:
+def _moved(operation: Operation, homes: dict[int, Operand]) -> Operation:
     def moved(operand: Operand) -> Operand:
         if operand.slot is None:
             return operand
-        return Operand(
-            operand.mode, operand.address, 0, operand.outer, operand.inner, home[operand.slot]
+        home = homes[operand.slot]
+        return replace(
+            operand,
+            mode=Mode.LOCAL if home.mode == Mode.LOCAL else operand.mode,
+            address=operand.address + home.address,
+            slot=home.slot,
         )
 
-    return Operation(
-        operation.code,
-        operation.domain,
-        operation.outer,
-        operation.inner,
-        moved(operation.out),
-        tuple(moved(operand) for operand in operation.inputs),
-        operation.extra,
-        operation.real,
+    return replace(
+        operation,
+        out=moved(operation.out),
+        inputs=tuple(moved(operand) for operand in operation.inputs),
     )

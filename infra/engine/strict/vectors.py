@@ -3,6 +3,7 @@
 Addresses are ``int64`` throughout: the callers know the layout of what is behind them.
 """
 
+import functools
 import platform
 from collections.abc import Callable
 from typing import Any, Final
@@ -58,25 +59,47 @@ def _load_bfloat16(b: ir.IRBuilder, base: ir.Value, index: ir.Value) -> ir.Value
 def tile(rows: int, vectors: int, *, bfloat16: bool = False) -> Callable[..., None]:
     """Kernel of a product: ``out[r] = start[r] + sum over i < k of a[r, i] * b[i]``, in order of i.
 
-    Called as ``(a, lda, b, ldb, k, start, ldstart, out, ldout)``: addresses, and distances in
-    elements from row to row. ``b[i]`` and ``out[r]`` are ``vectors * LANES`` wide; the sums stay
-    in registers, each step is one fused multiply-add. ``b`` holds floats or bfloat16.
+    Called as ``(a, lda, b, ldb, k, start, ldstart, out, ldout, ahead)``: addresses, and distances
+    in elements from row to row. ``b[i]`` and ``out[r]`` are ``vectors * LANES`` wide; the sums stay
+    in registers, each step is one fused multiply-add. ``b`` holds floats or bfloat16; what lies
+    ``ahead`` bytes after it, if that is not 0, is fetched into the cache meanwhile.
     """
-    load = _load_bfloat16 if bfloat16 else _load
+    load, size = (_load_bfloat16, 2) if bfloat16 else (_load, _FLOAT_BYTES)
 
     @intrinsic
-    def kernel(typing, a, lda, b, ldb, k, start, ldstart, out, ldout):  # type: ignore[no-untyped-def]
-        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-            _tile(builder, arguments, rows, vectors, load)
+    def kernel(typing, a, lda, b, ldb, k, start, ldstart, out, ldout, ahead):
+        def generate(context, builder, signature, arguments):
+            *operands, ahead = arguments
+            near = builder.icmp_signed("==", ahead, _int(0))
+            with builder.if_else(near) as (once, twice):
+                with once:
+                    _tile(builder, operands, rows, vectors, load)
+                with twice:
+                    fetch = functools.partial(_prefetch, size=size, ahead=ahead)
+                    _tile(builder, operands, rows, vectors, load, fetch)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 9), generate
+        return types.void(*[types.int64] * 10), generate
 
-    return kernel  # type: ignore[no-any-return]
+    return kernel
+
+
+def _prefetch(
+    b: ir.IRBuilder, base: ir.Value, index: ir.Value, *, size: int, ahead: ir.Value
+) -> None:
+    """Fetch the line ``ahead`` of the vector at ``index`` into the second-level cache."""
+    prefetch = _function(b, "llvm.prefetch.p0", ir.VoidType(), ir.PointerType(), _I32, _I32, _I32)
+    place = _at(b, b.add(base, ahead), index, size)
+    b.call(prefetch, [place, *(ir.Constant(_I32, n) for n in (0, 2, 1))])
 
 
 def _tile(
-    b: ir.IRBuilder, arguments: list[ir.Value], rows: int, vectors: int, load: Callable[..., Any]
+    b: ir.IRBuilder,
+    arguments: list[ir.Value],
+    rows: int,
+    vectors: int,
+    load: Callable[..., Any],
+    fetch: Callable[..., None] | None = None,
 ) -> None:
     x, ldx, w, ldw, k, start, ldstart, out, ldout = arguments
     fma = _function(b, f"llvm.fma.v{LANES}f32", _VECTOR, _VECTOR, _VECTOR, _VECTOR)
@@ -92,6 +115,9 @@ def _tile(
     i = b.phi(_I64)
     running = [b.phi(_VECTOR) for _ in cells]
     line = b.mul(i, ldw)
+    if fetch is not None:
+        for vector in range(vectors):
+            fetch(b, w, b.add(line, _int(vector * LANES)))
     weights = [load(b, w, b.add(line, _int(v * LANES))) for v in range(vectors)]
     inputs = [
         _splat(b, b.load(_at(b, x, b.add(b.mul(_int(row), ldx), i)), typ=_F32, align=4))
@@ -122,8 +148,8 @@ def _by_lanes(
     """A reduction of ``n`` floats: lane ``i % LANES`` takes the ``i``-th, lanes join in order."""
 
     @intrinsic
-    def kernel(typing, address, n):  # type: ignore[no-untyped-def]
-        def generate(context, b, signature, arguments):  # type: ignore[no-untyped-def]
+    def kernel(typing, address, n):
+        def generate(context, b, signature, arguments):
             address, n = arguments
             initial = ir.Constant(_VECTOR, [identity] * LANES)
             whole = b.and_(n, _int(-LANES))
@@ -147,7 +173,7 @@ def _by_lanes(
 
         return types.float32(types.int64, types.int64), generate
 
-    return kernel  # type: ignore[no-any-return]
+    return kernel
 
 
 def _load_first(
@@ -192,8 +218,8 @@ largest = _by_lanes(float("-inf"), _larger, "fmax")
 
 def _cast(source: Any, source_type: ir.Type, result: Any, result_type: ir.Type) -> Any:
     @intrinsic
-    def cast(typing, value):  # type: ignore[no-untyped-def]
-        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def cast(typing, value):
+        def generate(context, builder, signature, arguments):
             return builder.bitcast(arguments[0], result_type)
 
         return result(source), generate
@@ -210,8 +236,8 @@ float_of = _cast(types.int32, _I32, types.float32, _F32)
 
 def _pointer(item: Any) -> Any:
     @intrinsic
-    def pointer(typing, address):  # type: ignore[no-untyped-def]
-        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def pointer(typing, address):
+        def generate(context, builder, signature, arguments):
             return builder.inttoptr(arguments[0], context.get_value_type(types.CPointer(item)))
 
         return types.CPointer(item)(types.int64), generate
@@ -233,10 +259,10 @@ halves = _pointer(types.uint16)
 
 
 @intrinsic
-def fetch_add(typing, address, value):  # type: ignore[no-untyped-def]
+def fetch_add(typing, address, value):
     """Add to an ``int64`` in one step that no thread can come between; returns what was there."""
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, arguments):
         place = builder.inttoptr(arguments[0], ir.PointerType())
         return builder.atomic_rmw("add", place, arguments[1], "seq_cst")
 
@@ -244,10 +270,10 @@ def fetch_add(typing, address, value):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def load_shared(typing, address):  # type: ignore[no-untyped-def]
+def load_shared(typing, address):
     """Read an ``int64`` that other threads write."""
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, arguments):
         place = builder.inttoptr(arguments[0], ir.PointerType())
         return builder.load_atomic(place, "seq_cst", 8, typ=_I64)
 
@@ -255,10 +281,10 @@ def load_shared(typing, address):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def store_shared(typing, address, value):  # type: ignore[no-untyped-def]
+def store_shared(typing, address, value):
     """Write an ``int64`` that other threads read, after everything written before."""
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, arguments):
         place = builder.inttoptr(arguments[0], ir.PointerType())
         builder.atomic_rmw("xchg", place, arguments[1], "seq_cst")
         return context.get_dummy_value()
@@ -267,10 +293,10 @@ def store_shared(typing, address, value):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def pause(typing):  # type: ignore[no-untyped-def]
+def pause(typing):
     """Tell the processor that this thread spins."""
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, arguments):
         if platform.machine().lower() in ("x86_64", "amd64"):
             builder.call(_function(builder, "llvm.x86.sse2.pause", ir.VoidType()), [])
         return context.get_dummy_value()

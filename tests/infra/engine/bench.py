@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from infra.engine.blocks import BlockPool
-from infra.engine.executor import Executor, Prepared
+from infra.engine.executor import Executor
+from infra.engine.forward import Prepared
 from infra.engine.kv_store import KVStore
 from infra.engine.runner import Runner
 from infra.engine.sampler import Row

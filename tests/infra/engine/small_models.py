@@ -19,9 +19,11 @@ from transformers import (
 
 from domain.ids import ModelId
 from infra.engine.engine import Engine
-from infra.engine.executor import Prepared, prepare
+from infra.engine.executor import prepare
+from infra.engine.forward import Prepared, Shape, Unsupported
+from infra.engine.kv_store import Geometry
 from infra.engine.language_model import EngineOptions, TransformersModel
-from infra.engine.strategies import choose
+from infra.engine.strategies.onednn import OneDnnStrategy
 from infra.models.catalogue import source_of
 from infra.models.loader import Loaded, load
 
@@ -105,8 +107,18 @@ def write(folder: Path, config: PretrainedConfig, *, seed: int = 0) -> Path:
 
 def skip_unless_packable(strategy: str, dtype: torch.dtype) -> None:
     """Skip a test that needs oneDNN to pack weights of this type, where the CPU is too old."""
-    if strategy == "onednn" and choose("auto", dtype, 1).name != "onednn":
-        pytest.skip(f"oneDNN cannot pack {dtype} on this machine")
+    shape = Shape(
+        geometry=Geometry(1, 1, 1, 1),
+        dtype=dtype,
+        device=torch.device("cpu"),
+        context=1,
+        vocabulary=1,
+    )
+    try:
+        if strategy == "onednn":
+            OneDnnStrategy(1).check(shape)
+    except Unsupported as error:
+        pytest.skip(str(error))
 
 
 def read(folder: str | Path, dtype: torch.dtype = torch.float32) -> Loaded:
@@ -118,18 +130,26 @@ def prepared(
     folder: str | Path,
     dtype: torch.dtype = torch.float32,
     *,
-    strategy: str = "onednn",
+    strategy: str = "strict",
     threads: int = 2,
 ) -> Prepared:
-    """A model loaded anew, with the linear layers and the attention of the engine."""
-    return prepare(read(folder, dtype).model, choose(strategy, dtype, threads), dtype)
+    """A model loaded anew and made ready by a strategy."""
+    loaded = read(folder, dtype)
+    return prepare(
+        loaded.model,
+        strategy,
+        dtype,
+        threads=threads,
+        context=loaded.context_size,
+        vocabulary=loaded.vocabulary_size,
+    )
 
 
 def options(**changes: Any) -> EngineOptions:
     """Settings for tests."""
     chosen: dict[str, Any] = {
         "dtype": torch.float32,
-        "strategy": "onednn",
+        "strategy": "strict",
         "threads": 2,
         "hot_cache_bytes": 1 << 26,
         "max_batch": 16,

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from infra.engine.engine import Engine
+from infra.engine.runner import Runner
 from infra.engine.sampler import Row
 from tests.infra.engine import small_models
 from tests.infra.engine.bench import Bench, Feeding, text
@@ -59,6 +60,35 @@ def test_models_with_work_take_turns(engine: Engine, benches: tuple[Bench, Bench
     begun = order.index("short")
     assert order[begun : begun + 16] == ["short", "long"] * 8
     assert (order.count("long"), order.count("short")) == (30, 8)
+
+
+@pytest.mark.parametrize(("bound", "passes"), [(8, 15), (None, 1)])
+def test_a_prompt_is_cut_short_where_another_model_streams(
+    engine: Engine, benches: tuple[Bench, Bench], bound: int | None, passes: int
+) -> None:
+    streaming, other = benches
+    runner = Runner(
+        other.runner.executor,
+        other.pool,
+        max_sequences=4,
+        max_rows=128,
+        max_prefill_rows_beside_streams=bound,
+    )
+    order: list[str] = []
+
+    def step_of_stream() -> None:
+        if not order:
+            engine.start(runner, prompt)
+        order.append("stream")
+
+    stream = one_by_one(streaming, 30, step_of_stream)
+    prompt = Noted(other.store, text(1, 120), [120], first_wanted=119).note(
+        lambda: order.append("prompt")
+    )
+    engine.start(streaming.runner, stream)
+    assert stream.ended.wait(60)
+    assert prompt.ended.wait(60)
+    assert order.index("prompt") == 1 + passes  # one step of the stream before each of its own
 
 
 def test_a_job_that_was_cancelled_is_never_stepped_again(

@@ -18,7 +18,8 @@ from domain.errors import ModelUnavailable
 from infra.engine.blocks import BLOCK_TOKENS
 from infra.engine.engine import Engine
 from infra.engine.language_model import TransformersModel
-from infra.engine.strategies import choose, measured_query_tile
+from infra.engine.modules import measured_query_tile
+from infra.engine.strategies.onednn import OneDnnStrategy
 from tests.infra.engine import small_models
 
 Load = Callable[..., TransformersModel]
@@ -104,7 +105,7 @@ def test_the_fingerprint_is_the_digest_of_a_document_that_names_everything(
         "torch",
         "transformers",
         "numpy",
-        "cpu_capability",
+        "device",
         "dtype",
         "strategy",
         "quantum",
@@ -127,7 +128,7 @@ def test_plain_blas_is_served_without_the_claim_and_never_silently(load: Load) -
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("strategy", ["auto", "onednn", "tile"])
+@pytest.mark.parametrize("strategy", ["auto", "strict", "onednn", "tile"])
 def test_the_claim_is_made_where_the_probe_found_it_kept(
     load: Load, strategy: str, dtype: torch.dtype
 ) -> None:
@@ -135,7 +136,7 @@ def test_the_claim_is_made_where_the_probe_found_it_kept(
     numerics = load(strategy=strategy, dtype=dtype).numerics
     assert numerics.deterministic is True
     assert numerics.note == "contract probed up to 64 tokens"
-    assert numerics.strategy in ({"onednn", "tile"} if strategy == "auto" else {strategy})
+    assert numerics.strategy == ("strict" if strategy == "auto" else strategy)
 
 
 SMALL = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
@@ -163,7 +164,7 @@ def test_a_model_that_attends_in_another_way_is_refused(
 ) -> None:
     folder = small_models.write(tmp_path / "odd", config)
     with pytest.raises(ModelUnavailable, match=r"'odd'.*differ from plain transformers.*family"):
-        load(folder)
+        load(folder, strategy="auto")
 
 
 def test_weights_that_are_no_numbers_are_refused(load: Load, copy: Path) -> None:
@@ -175,7 +176,7 @@ def test_weights_that_are_no_numbers_are_refused(load: Load, copy: Path) -> None
 
 
 def test_rows_are_padded_so_that_every_tensor_is_whole_vectors() -> None:
-    strategy = choose("onednn", torch.float32, 2)
+    strategy = OneDnnStrategy(2)
     assert strategy.quantum({64, 128}) == 4
     assert strategy.quantum({172}) == 16
     assert strategy.quantum({50_257}) == 64
@@ -186,11 +187,11 @@ def test_rows_are_padded_so_that_every_tensor_is_whole_vectors() -> None:
 def test_a_row_of_attention_is_the_same_in_any_number_of_whole_tiles(head_dim: int) -> None:
     tile = measured_query_tile(head_dim)
     query = torch.randn(2, 512, head_dim, generator=torch.Generator().manual_seed(head_dim))
-    keys = torch.randn(2, BLOCK_TOKENS, head_dim, generator=torch.Generator().manual_seed(1))
-    scores = query @ keys.transpose(-1, -2)
+    keys = torch.randn(2, head_dim, BLOCK_TOKENS, generator=torch.Generator().manual_seed(1))
+    scores = query @ keys
     for count in (tile, 2 * tile, 3 * tile):
-        assert torch.equal(query[:, :count] @ keys.transpose(-1, -2), scores[:, :count])
-        assert torch.equal(query[:1, :count] @ keys[:1].transpose(-1, -2), scores[:1, :count])
+        assert torch.equal(query[:, :count] @ keys, scores[:, :count])
+        assert torch.equal(query[:1, :count] @ keys[:1], scores[:1, :count])
 
 
 IMPORTED_FIRST = """

@@ -67,6 +67,20 @@ async def test_texts_that_begin_alike_share_blocks_in_a_cramped_cache_too(
     await assert_nothing_is_held(cramped)
 
 
+async def test_many_continuations_of_one_cold_prompt_compute_it_once(
+    cramped: TransformersModel, roomy: TransformersModel
+) -> None:
+    prompt = text(51, 128)
+    asked = [request(prompt, 20, seed=seed) for seed in range(16)]
+    expected = [await steps(cramped, each) for each in asked]
+    before = roomy.counters()
+    assert await asyncio.gather(*(steps(roomy, each) for each in asked)) == expected
+    after = roomy.counters()
+    assert (after.misses - before.misses, after.hits - before.hits) == (4, 15 * 4)
+    await assert_nothing_is_held(roomy)
+    assert roomy.counters().blocks_free == roomy.counters().blocks_capacity
+
+
 async def test_closing_a_generation_at_any_step_frees_its_blocks(
     roomy: TransformersModel,
 ) -> None:

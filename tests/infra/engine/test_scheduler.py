@@ -1,9 +1,10 @@
-"""Blocks and passes are handed out fairly and none is lost. Integers only: no model, no tensor."""
+"""Passes are handed out fairly and no sequence is lost. Integers only: no model, no tensor."""
 
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -13,15 +14,8 @@ from hypothesis.stateful import (
     rule,
 )
 
-from infra.engine.blocks import (
-    BLOCK_TOKENS,
-    BlockPool,
-    OutOfBlocks,
-    block_key,
-    block_keys,
-    blocks_for,
-)
-from infra.engine.scheduler import Scheduler, Sequence, Slice
+from infra.engine.blocks import BLOCK_TOKENS, BlockPool, Transfer, block_keys, blocks_for
+from infra.engine.scheduler import Plan, Scheduler, Sequence, Slice
 
 ROOT = bytes(32)
 
@@ -31,32 +25,83 @@ def stream(number: int, count: int) -> list[int]:
     return [0 if i < BLOCK_TOKENS + 8 else number for i in range(count)]
 
 
-def sequence(number: int, count: int, limit: int, *, private: bool = False) -> Sequence:
+def sequence(number: int, count: int, limit: int = 0, *, private: bool = False) -> Sequence:
+    """A prompt that is generated on, to at most ``limit`` tokens."""
     root = None if private else ROOT
-    return Sequence(stream(number, count), limit, first_wanted=count - 1, root=root)
+    return Sequence(stream(number, count), max(count, limit), first_wanted=count - 1, root=root)
+
+
+class Memory:
+    """What the tensors would hold: in each place of a block the text that leads to it."""
+
+    def __init__(self) -> None:
+        self.device: dict[tuple[int, int], object] = {}
+        self.host: dict[int, list[object]] = {}
+
+    def block(self, block: int) -> list[object]:
+        return [self.device.get((block, offset)) for offset in range(BLOCK_TOKENS)]
+
+    def move(self, transfers: list[Transfer]) -> None:
+        for transfer in transfers:
+            if transfer.to_host:
+                self.host[transfer.slot] = self.block(transfer.block)
+            else:
+                for offset, value in enumerate(self.host[transfer.slot]):
+                    self.device[transfer.block, offset] = value
+
+
+def value(text: Sequence, position: int) -> object:
+    return tuple(text.tokens[: position + 1])
 
 
 class Scheduling(RuleBasedStateMachine):
-    """An engine without a model: what a slot would hold is the text that leads to it."""
+    """An engine without a model."""
 
     @initialize(
-        blocks=st.integers(2, 12), max_sequences=st.integers(1, 5), max_rows=st.integers(1, 80)
+        blocks=st.integers(2, 12),
+        host_slots=st.integers(0, 6),
+        max_sequences=st.integers(1, 5),
+        max_rows=st.integers(1, 5) | st.integers(1, 80),
+        beside_streams=st.integers(1, 5) | st.integers(1, 40),
     )
-    def start(self, blocks: int, max_sequences: int, max_rows: int) -> None:
-        self.pool = BlockPool(blocks)
-        self.scheduler = Scheduler(self.pool, max_sequences=max_sequences, max_rows=max_rows)
+    def start(
+        self,
+        blocks: int,
+        host_slots: int,
+        max_sequences: int,
+        max_rows: int,
+        beside_streams: int,
+    ) -> None:
+        self.pool = BlockPool(blocks, host_slots=host_slots)
+        self.scheduler = Scheduler(
+            self.pool,
+            max_sequences=max_sequences,
+            max_rows=max_rows,
+            max_prefill_rows_beside_streams=beside_streams,
+        )
         self.max_sequences, self.max_rows = max_sequences, max_rows
+        self.beside_streams = beside_streams
         self.alive: dict[Sequence, int] = {}
-        self.slots: dict[tuple[int, int], object] = {}
+        self.unserved: Counter[Sequence] = Counter()
+        self.own: Counter[Sequence] = Counter()
+        self.delivered: Counter[Sequence] = Counter()
+        self.memory = Memory()
+        self.content: dict[bytes, tuple[int, ...]] = {}
 
     @rule(
         number=st.integers(1, 3),
         count=st.integers(1, 100),
         growth=st.integers(0, 60),
+        first_wanted=st.integers(0, 99) | st.none(),
         private=st.booleans(),
     )
-    def add(self, number: int, count: int, growth: int, private: bool) -> None:
+    def add(
+        self, number: int, count: int, growth: int, first_wanted: int | None, private: bool
+    ) -> None:
+        """A generation, or with ``first_wanted`` the scoring of a text that is given."""
         text = sequence(number, count, count + growth, private=private)
+        if first_wanted is not None:
+            text = Sequence(text.tokens, count, min(first_wanted, count - 1), text.root)
         if self.scheduler.fits(text.limit):
             self.scheduler.add(text)
             self.alive[text] = number
@@ -69,44 +114,90 @@ class Scheduling(RuleBasedStateMachine):
         text = data.draw(st.sampled_from(list(self.alive)))
         self.end(text)
         self.scheduler.remove(text)  # twice does nothing
+        self.unserved.clear()  # others may have waited for what it computed
 
     @rule()
     def forget(self) -> None:
         self.pool.forget()
         assert self.pool.cached <= self.pool.held
+        assert len(self.pool.host) == 0
 
     @rule()
     def step(self) -> None:
-        slices = self.scheduler.plan()
-        self.check_plan(slices)
-        for piece in slices:
-            self.write(piece)
+        slices = self.plan()
         self.scheduler.commit(slices)
         for piece in slices:
-            self.go_on(piece.sequence)
+            text = piece.sequence
+            self.own[text] += piece.count
+            self.delivered[text] += len(piece.wanted)
+            assert max(0, text.computed - text.first_wanted) == self.delivered[text]
+            self.go_on(text)
 
-    def check_plan(self, slices: list[Slice]) -> None:
+    @precondition(lambda self: self.alive)
+    @rule()
+    def fail(self) -> None:
+        """A pass that fails ends its sequences; what it wrote is nobody's."""
+        for piece in self.plan():
+            self.end(piece.sequence)
+        self.unserved.clear()
+
+    def plan(self) -> list[Slice]:
+        plan = self.scheduler.plan()
+        for text in self.scheduler._running:
+            for end, key in self.keys(text):
+                self.content[key] = tuple(text.tokens[:end])
+        self.memory.move(plan.transfers)
+        self.check_rows(plan.slices)
+        self.check_turns(plan.slices)
+        for piece in plan.slices:
+            self.write(piece)
+        return plan.slices
+
+    def keys(self, text: Sequence) -> Iterator[tuple[int, bytes]]:
+        if text.root is not None:
+            keys = block_keys(text.root, text.tokens, limit=len(text.tokens))
+            yield from zip(
+                range(BLOCK_TOKENS, len(text.tokens) + 1, BLOCK_TOKENS), keys, strict=True
+            )
+
+    def check_rows(self, slices: list[Slice]) -> None:
         assert bool(slices) == bool(self.alive)
         assert sum(piece.count for piece in slices) <= self.max_rows
         assert len({id(piece.sequence) for piece in slices}) == len(slices) <= self.max_sequences
         assert all(piece.count > 0 for piece in slices)
         assert all(piece.start == piece.sequence.computed for piece in slices)
-        decoding = [text for text in self.alive if text.table and text.remaining == 1]
-        if len(decoding) <= self.max_rows:  # none of them waits for a longer piece of work
-            assert {id(text) for text in decoding} <= {id(piece.sequence) for piece in slices}
+        remaining = {piece.sequence: piece.sequence.remaining for piece in slices}
+        if 1 in remaining.values():
+            prefill = sum(piece.count for piece in slices if remaining[piece.sequence] > 1)
+            assert prefill <= self.beside_streams
+
+    def check_turns(self, slices: list[Slice]) -> None:
+        """A sequence is in this pass, or soon in one; or else who computes its next block is."""
+        served = {piece.sequence for piece in slices}
+        for text in self.scheduler._running:
+            alike = {o for o in self.scheduler._running if o.next_key == text.next_key}
+            progress = served & (alike if text.adopts else {text})
+            self.unserved[text] = 0 if progress else self.unserved[text] + 1
+            assert self.unserved[text] < self.max_sequences
+            if self.max_sequences <= min(self.max_rows, self.beside_streams):
+                assert progress
+            if self.max_sequences <= self.max_rows and text.remaining == 1:
+                assert text in served
 
     def write(self, piece: Slice) -> None:
-        """Compute a slice; nobody else may hold, or find, a block that is written to."""
+        """Compute a slice. A block that others hold, or find, is only given what it has."""
         text = piece.sequence
         users = Counter(block for other in self.alive for block in other.table)
         for position in range(piece.start, piece.start + piece.count):
-            block = text.table[position // BLOCK_TOKENS]
-            assert users[block] == 1
-            assert block not in self.pool._key_of
-            self.slots[block, position % BLOCK_TOKENS] = self.value(text, position)
-
-    def value(self, text: Sequence, position: int) -> object:
-        return tuple(text.tokens[: position + 1])
+            index, offset = divmod(position, BLOCK_TOKENS)
+            block = text.table[index]
+            if index < len(text.keys):
+                assert position >= text.first_wanted
+                assert self.memory.device[block, offset] == value(text, position)
+            else:
+                assert users[block] == 1
+                assert block not in self.pool._key_of
+            self.memory.device[block, offset] = value(text, position)
 
     def go_on(self, text: Sequence) -> None:
         if text.remaining:
@@ -117,38 +208,63 @@ class Scheduling(RuleBasedStateMachine):
             text.tokens[:] = stream(self.alive[text], len(text.tokens) + 1)
 
     def end(self, text: Sequence) -> None:
+        held = Counter(block for other in self.alive if other is not text for block in other.table)
         self.scheduler.remove(text)
         del self.alive[text]
         assert text.table == []
+        assert self.pool.held == len(held)  # at once
 
     @invariant()
     def every_block_is_free_or_findable_or_held(self) -> None:
-        held = {block for text in self.alive for block in text.table}
+        held = Counter(block for text in self.alive for block in text.table)
         assert 0 not in held
-        assert len(held) == self.pool.held
-        free = self.pool._free
-        assert len(set(free)) == len(free)
-        assert not held & set(free)
-        assert len(held | set(free) | set(self.pool._idle)) == self.pool.capacity - 1
+        assert [held[block] for block in range(self.pool.capacity)] == self.pool._references
+        assert self.pool.held == len(held)
+        assert self.pool.shared == held.total() - len(held)
+        free, idle = self.pool._free, set(self.pool._idle)
+        assert len(set(free)) == len(free) == self.pool.free
+        assert len(free) + len(idle) + len(held) == self.pool.capacity - 1
+        assert len({*held, *free, *idle}) == self.pool.capacity - 1
 
     @invariant()
-    def every_findable_block_has_one_content_and_every_content_one_block(self) -> None:
+    def every_findable_block_has_the_content_of_its_key(self) -> None:
         assert self.pool._key_of == {block: key for key, block in self.pool._block_of.items()}
-        assert len(self.pool._key_of) == self.pool.cached
+        assert set(self.pool._idle) <= self.pool._key_of.keys()
+        for key, block in self.pool._block_of.items():
+            self.check_content(key, self.memory.block(block))
+
+    @invariant()
+    def every_slot_of_the_host_is_free_or_has_the_content_of_its_key(self) -> None:
+        host = self.pool.host
+        slots = list(host._slot_of.values())
+        assert sorted([*slots, *host._free]) == list(range(host.slots))
+        assert not host._slot_of.keys() & self.pool._block_of.keys()
+        for key, slot in host._slot_of.items():
+            self.check_content(key, self.memory.host[slot])
+
+    def check_content(self, key: bytes, found: list[object]) -> None:
+        tokens = self.content[key]
+        first = len(tokens) - BLOCK_TOKENS
+        assert found == [tokens[: first + offset + 1] for offset in range(BLOCK_TOKENS)]
 
     @invariant()
     def every_text_sees_its_own_values(self) -> None:
         for text in self.alive:
-            assert text.reused % BLOCK_TOKENS == 0
-            assert text.reused <= max(text.first_wanted, 0)
+            assert 0 <= text.reused <= max(text.first_wanted, 0)
+            assert text.reused + self.own[text] == text.computed
             for position in range(text.computed):
                 slot = text.table[position // BLOCK_TOKENS], position % BLOCK_TOKENS
-                assert self.slots[slot] == self.value(text, position)
+                assert self.memory.device[slot] == value(text, position)
 
     @invariant()
-    def no_more_run_than_may(self) -> None:
-        assert self.scheduler.sequences == len(self.alive)
-        assert sum(bool(text.table) for text in self.alive) <= self.max_sequences
+    def who_was_admitted_can_finish(self) -> None:
+        running = self.scheduler._running
+        assert len(running) == self.scheduler.running <= self.max_sequences
+        assert {*running, *self.scheduler._waiting} == self.alive.keys()
+        assert len(running) + self.scheduler.waiting == len(self.alive)
+        promised = sum(blocks_for(text.limit) - len(text.table) for text in running)
+        assert promised <= self.pool.available
+        assert all(text.overtaken <= self.max_sequences for text in self.alive)
 
     @invariant()
     def private_texts_share_nothing(self) -> None:
@@ -169,134 +285,302 @@ class Scheduling(RuleBasedStateMachine):
                 self.step()
         assert not self.alive
         assert not self.scheduler.busy
-        assert self.pool.held == 0
+        assert (self.pool.held, self.pool.shared) == (0, 0)
         self.pool.forget()
-        assert self.pool.cached == 0
-        assert self.pool.available == self.pool.capacity - 1
+        assert (self.pool.cached, len(self.pool.host)) == (0, 0)
+        assert self.pool.free == self.pool.available == self.pool.capacity - 1
 
 
 Scheduling.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
 TestScheduling = Scheduling.TestCase
 
 
+def scheduler(
+    pool: BlockPool, *, sequences: int = 16, rows: int = 512, beside_streams: int = 64
+) -> Scheduler:
+    return Scheduler(
+        pool,
+        max_sequences=sequences,
+        max_rows=rows,
+        max_prefill_rows_beside_streams=beside_streams,
+    )
+
+
 def run(scheduler: Scheduler) -> list[Slice]:
-    slices = scheduler.plan()
+    """One pass; those that computed everything draw a token, unless they are at their limit."""
+    slices = scheduler.plan().slices
     scheduler.commit(slices)
+    for text in {piece.sequence for piece in slices}:
+        if not text.remaining and len(text.tokens) < text.limit:
+            text.tokens.append(7)
     return slices
 
 
-def test_a_stream_gets_its_row_in_every_pass_of_a_long_prefill() -> None:
-    scheduler = Scheduler(BlockPool(64), max_sequences=4, max_rows=16)
-    streaming, prompt = sequence(1, 1, 200), sequence(2, 150, 150)
-    scheduler.add(streaming)
-    scheduler.add(prompt)
+def rows_of(slices: list[Slice]) -> dict[Sequence, int]:
+    return {piece.sequence: piece.count for piece in slices}
+
+
+def with_streams(count: int, **bounds: int) -> tuple[Scheduler, list[Sequence]]:
+    """A scheduler in which texts are being generated."""
+    streams = [sequence(number, 1, 3000, private=True) for number in range(count)]
+    running = scheduler(BlockPool(1000), **bounds)
+    for text in streams:
+        running.add(text)
+    run(running)
+    return running, streams
+
+
+@given(
+    prompts=st.lists(st.integers(2, 300), min_size=1, max_size=12),
+    streams=st.integers(0, 4),
+    rows=st.integers(16, 128),
+    beside_streams=st.integers(12, 64),
+)
+def test_prompts_share_a_pass_equally_and_streams_are_in_every_one(
+    prompts: list[int], streams: int, rows: int, beside_streams: int
+) -> None:
+    running, streaming = with_streams(streams, rows=rows, beside_streams=beside_streams)
+    texts = [sequence(i, count, private=True) for i, count in enumerate(prompts)]
+    for text in texts:
+        running.add(text)
     passes = 0
-    while prompt.remaining:
-        slices = run(scheduler)
-        assert [(piece.sequence, piece.count) for piece in slices[:1]] == [(streaming, 1)]
-        assert sum(piece.count for piece in slices) <= 16
-        streaming.tokens.append(7)
+    while any(text.remaining for text in texts):
+        need = {text: text.remaining for text in texts if text.remaining}
+        prefill = [text for text, count in need.items() if count > 1]
+        decoding = streams + len(need) - len(prefill)
+        room = min(rows - decoding, beside_streams) if decoding else rows
+        given = rows_of(run(running))
+        for text in need:
+            if not text.remaining:
+                running.remove(text)
+        assert all(given[text] == 1 for text in streaming)
+        assert all(given[text] >= min(need[text], room // len(prefill)) for text in prefill)
+        assert sum(given[text] for text in prefill) == min(room, sum(need[t] for t in prefill))
         passes += 1
-    assert passes == 10
+    equal_part = min(rows - streams - len(prompts), beside_streams) // len(prompts)
+    if equal_part > 0:
+        assert passes <= -(-max(prompts) // equal_part) + 1
 
 
-def test_sequences_are_admitted_in_order_of_arrival() -> None:
-    scheduler = Scheduler(BlockPool(5), max_sequences=4, max_rows=16)  # four blocks
-    first, wide, small = sequence(1, 1, 64), sequence(2, 1, 128), sequence(3, 1, 32)
-    for text in (first, wide, small):
-        scheduler.add(text)
-    assert [piece.sequence for piece in run(scheduler)] == [first]  # small does not overtake wide
-    scheduler.remove(first)
-    assert [piece.sequence for piece in run(scheduler)] == [wide]
-    scheduler.remove(wide)
-    assert [piece.sequence for piece in run(scheduler)] == [small]
+def test_a_short_prompt_behind_a_long_one_has_its_first_token_after_one_pass() -> None:
+    for streams in (0, 3):
+        running, _ = with_streams(streams)
+        long, short = sequence(8, 4000, private=True), sequence(9, 20, private=True)
+        running.add(long)
+        run(running)
+        running.add(short)
+        assert rows_of(run(running))[short] == 20
+        assert long.remaining > 2000
+
+
+def test_a_prompt_fills_the_pass_alone_and_a_bounded_part_of_it_beside_streams() -> None:
+    alone, _ = with_streams(0)
+    beside, streams = with_streams(2)
+    for each in (alone, beside):
+        each.add(sequence(8, 4000, private=True))
+    assert [piece.count for piece in run(alone)] == [512]
+    for _ in range(10):
+        assert [piece.count for piece in run(beside)] == [1, 1, 64]
+    for text in streams:
+        beside.remove(text)
+    assert [piece.count for piece in run(beside)] == [512]
+
+
+def test_streams_of_another_model_bound_a_prompt_too() -> None:
+    alone, _ = with_streams(0)
+    alone.add(sequence(8, 4000, private=True))
+    assert not alone.streaming
+    assert [piece.count for piece in alone.plan(beside_streams=True).slices] == [64]
+
+
+def test_more_prompts_than_rows_take_turns() -> None:
+    running, _ = with_streams(1, beside_streams=4)
+    prompts = [sequence(number, 50, private=True) for number in range(10)]
+    for text in prompts:
+        running.add(text)
+    for passes in (1, 2, 3, 4, 5):
+        for _ in range(5):
+            assert len(run(running)) == 1 + 4
+        assert [text.computed for text in prompts] == [passes * 2] * 10
+
+
+def test_a_cold_prompt_that_many_continue_is_computed_once() -> None:
+    pool = BlockPool(200)
+    running = scheduler(pool)
+    texts = [sequence(1, 512, 520) for _ in range(16)]
+    for text in texts:
+        running.add(text)
+    assert rows_of(run(running)) == {texts[0]: 512}
+    assert rows_of(run(running)) == dict.fromkeys(texts, 1)
+    assert all(text.remaining == 1 for text in texts)
+    assert [text.reused for text in texts] == [0] + [511] * 15
+    assert (pool.misses, pool.hits) == (16, 15 * 16)
+    assert pool.held == 16 + 1  # one has gone on
+
+
+@given(
+    count=st.integers(2, 6),
+    length=st.integers(33, 300),
+    rows=st.integers(1, 120),
+    cancelled=st.integers(0, 20),
+)
+def test_where_who_computes_for_others_is_cancelled_the_next_goes_on_from_there(
+    count: int, length: int, rows: int, cancelled: int
+) -> None:
+    running = scheduler(BlockPool(200), rows=rows)
+    texts = [sequence(1, length) for _ in range(count)]
+    for text in texts:
+        running.add(text)
+    computed = passes = 0
+    while any(text.remaining for text in texts):
+        slices = run(running)
+        computed += sum(piece.count for piece in slices)
+        if passes == cancelled and slices[0].sequence in texts:
+            texts.remove(slices[0].sequence)
+            running.remove(slices[0].sequence)
+        passes += 1
+    lost = BLOCK_TOKENS - 1
+    ends = count * ((length - 1) % BLOCK_TOKENS + 1)  # what comes after the last shared block
+    assert computed <= length + ends + lost
+
+
+def test_a_text_whose_end_is_hot_computes_the_one_row_that_is_wanted() -> None:
+    pool = BlockPool(16)
+    running = scheduler(pool)
+    first = sequence(1, 96)
+    running.add(first)
+    run(running)
+    running.remove(first)
+    again = sequence(1, 96)
+    running.add(again)
+    (piece,) = run(running)
+    assert (piece.start, piece.count, piece.wanted) == (95, 1, range(95, 96))
+    assert again.reused == 95
+    assert pool.held == 3
+
+
+def test_every_row_that_is_wanted_is_computed() -> None:
+    pool = BlockPool(16)
+    running = scheduler(pool)
+    for first_wanted in (0, 1, 31, 32, 33, 64, 94, 95):
+        text = Sequence(stream(1, 96), 96, first_wanted, ROOT)
+        running.add(text)
+        (piece,) = run(running)
+        assert piece.wanted == range(first_wanted, 96)
+        assert piece.start == first_wanted  # the rest is found, but for the first text
+        running.remove(text)
+        assert (pool.held, pool.cached) == (0, 3)
+
+
+def test_a_row_that_was_computed_for_its_logits_is_not_computed_for_them_again() -> None:
+    running = scheduler(BlockPool(16), rows=62)
+    ahead, behind = (Sequence(stream(1, 96), 96, first_wanted, ROOT) for first_wanted in (0, 35))
+    running.add(ahead)
+    run(running)
+    running.add(behind)
+    run(running)
+    assert (ahead.computed, behind.computed) == (93, 63)  # the second block can be found now
+    given = {piece.sequence: piece.wanted for piece in run(running)}
+    assert given[behind] == range(63, 96)
+
+
+def test_blocks_that_are_generated_are_not_counted_as_missed() -> None:
+    pool = BlockPool(16)
+    running = scheduler(pool)
+    text = sequence(1, 70, 200)
+    running.add(text)
+    while text.computed < 200:
+        run(running)
+    assert (pool.cached, pool.misses) == (6, 2)
 
 
 def test_one_that_is_admitted_never_runs_out_of_blocks() -> None:
     pool = BlockPool(5)
-    scheduler = Scheduler(pool, max_sequences=4, max_rows=256)
+    running = scheduler(pool)
     texts = [sequence(number, 40, 64, private=True) for number in (1, 2)]
-    for text in (*texts, sequence(3, 1, 1)):
-        scheduler.add(text)
+    for text in (*texts, sequence(3, 1)):
+        running.add(text)
     while texts[0].computed < 64:
-        slices = run(scheduler)
-        assert [piece.sequence for piece in slices] == texts
-        for text in texts:
-            if text.computed < 64:
-                text.tokens.append(1)
+        assert rows_of(run(running)).keys() == set(texts)
     assert pool.available == 0
 
 
-def test_wanted_rows_are_always_computed() -> None:
-    scheduler = Scheduler(BlockPool(16), max_sequences=4, max_rows=256)
-    first = sequence(1, 96, 96)
-    scheduler.add(first)
-    run(scheduler)
-    scheduler.remove(first)
-    again = sequence(1, 96, 96)
-    scheduler.add(again)
-    (piece,) = run(scheduler)
-    assert again.reused == 64  # not the block of the one row that is wanted
-    assert piece.wanted == range(95, 96)
-    assert (piece.start, piece.count) == (64, 32)
+def test_sequences_are_admitted_in_order_of_arrival() -> None:
+    running = scheduler(BlockPool(64), sequences=1)
+    texts = [sequence(number, 1) for number in range(5)]
+    for text in texts:
+        running.add(text)
+    for text in texts:
+        assert rows_of(run(running)).keys() == {text}
+        running.remove(text)
 
 
-def test_a_key_names_every_token_before_it_and_the_numerics() -> None:
-    tokens = list(range(96))
-    keys = block_keys(ROOT, tokens, limit=96)
-    assert len(set(keys)) == 3
-    assert block_keys(ROOT, tokens, limit=95) == keys[:2]
-    assert block_keys(ROOT, tokens[:40], limit=40) == keys[:1]
-    assert block_keys(ROOT, [99, *tokens[1:]], limit=96)[2] != keys[2]
-    assert block_keys(bytes(31) + b"1", tokens, limit=96)[0] != keys[0]
-    assert block_key(keys[1], tokens[64:]) == keys[2]
-    assert {len(key) for key in keys} == {32}
+def test_small_texts_go_before_one_that_waits_for_blocks_but_only_so_many() -> None:
+    pool = BlockPool(9)  # eight blocks
+    running = scheduler(pool, sequences=4)
+    first, wide = sequence(1, 1, 160), sequence(2, 1, 256)
+    running.add(first)
+    running.add(wide)
+    overtook = 0
+    for number in range(10):
+        small = sequence(number, 1, private=True)
+        running.add(small)
+        overtook += small in rows_of(run(running))
+        running.remove(small)
+    assert overtook == 4
+    assert wide.computed == 0
+    after = sequence(3, 1)
+    running.add(after)
+    running.remove(first)
+    assert rows_of(run(running)).keys() == {wide}
+    running.remove(wide)
+    assert rows_of(run(running)).keys() == {after}
 
 
-def published(pool: BlockPool, *names: str) -> list[int]:
-    return [pool.publish(pool.allocate(), name.encode()) for name in names]
+def test_blocks_that_others_hold_are_not_counted_again() -> None:
+    pool = BlockPool(21)  # room for one text of 17 blocks, and three more
+    running = scheduler(pool)
+    texts = [sequence(1, 512, 513)]
+    running.add(texts[0])
+    run(running)
+    texts += [sequence(1, 512, 513) for _ in range(5)]
+    for text in texts[1:]:
+        running.add(text)
+    run(running)
+    assert (running.running, running.waiting) == (4, 2)
+    assert pool.held == 17
+    assert pool.shared == 3 * 16
 
 
-def test_the_longest_unused_is_evicted_first_and_a_text_from_its_end() -> None:
-    pool = BlockPool(5)
-    old, new = published(pool, "a1", "a2"), published(pool, "b1", "b2")
-    pool.release(old)
-    pool.release(new)
-    pool.release(pool.match([b"a1", b"a2"]))  # used again
-    order = [pool.allocate() for _ in range(4)]
-    assert order == [new[1], new[0], old[1], old[0]]
-    assert pool.evictions == 4
-    with pytest.raises(OutOfBlocks):
-        pool.allocate()
+@pytest.mark.parametrize("passes", range(12))
+def test_who_is_cancelled_frees_its_place_and_its_blocks_for_the_next_pass(passes: int) -> None:
+    pool = BlockPool(9)
+    running = scheduler(pool, sequences=2, beside_streams=16)
+    texts = [sequence(number, 100, 128, private=True) for number in (1, 2)]
+    next_in_line = sequence(3, 128, private=True)
+    for text in (*texts, next_in_line):
+        running.add(text)
+    for _ in range(passes):
+        assert next_in_line not in rows_of(run(running))
+    held = len(texts[1].table)
+    running.remove(texts[0])
+    assert pool.held == held
+    assert rows_of(run(running)).keys() == {texts[1], next_in_line}
 
 
-def test_equal_content_is_kept_once() -> None:
-    pool = BlockPool(4)
-    (kept,) = published(pool, "same")
-    (again,) = published(pool, "same")
-    assert again == kept
-    assert (pool.held, pool.cached) == (1, 1)
-    pool.release([again])
-    assert pool.held == 1
-    pool.release([kept])
-    assert (pool.held, pool.cached) == (0, 1)
-
-
-def test_hits_and_misses_count_blocks_and_looking_counts_nothing() -> None:
-    pool = BlockPool(8)
-    published(pool, "a", "b")
-    assert pool.count_cached([b"a", b"b", b"c"]) == 2
-    assert pool.count_cached([b"c", b"a"]) == 0
-    assert (pool.hits, pool.misses) == (0, 0)
-    assert len(pool.match([b"a", b"b", b"c", b"d"])) == 2
-    assert (pool.hits, pool.misses) == (2, 2)
-
-
-def test_forgetting_keeps_what_is_held() -> None:
-    pool = BlockPool(4)
-    _, idle = published(pool, "held", "idle")
-    pool.release([idle])
-    pool.forget()
-    assert pool.count_cached([b"held"]) == 1
-    assert pool.count_cached([b"idle"]) == 0
-    assert (pool.held, pool.available) == (1, 2)
+def test_copies_between_the_tiers_come_with_the_pass_that_needs_them() -> None:
+    pool = BlockPool(4, host_slots=3)
+    running = scheduler(pool)
+    plans: list[Plan] = []
+    for number in (1, 2, 1):
+        text = sequence(number, 96)
+        running.add(text)
+        plans.append(running.plan())
+        running.commit(plans[-1].slices)
+        running.remove(text)
+    first, second, again = (plan.transfers for plan in plans)
+    assert first == []
+    assert [transfer.to_host for transfer in second] == [True, True]
+    assert {transfer.to_host for transfer in again} == {True, False}
+    assert pool.restores == 2
+    assert plans[2].slices[0].start == 95

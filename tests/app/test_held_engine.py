@@ -1,0 +1,157 @@
+"""What a server does while its engine is busy with something else for as long as a test likes."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+import httpx
+import pytest
+import uvicorn
+
+from app import bootstrap
+from app.main import create_app
+from app.settings import Settings
+from infra.engine.engine import Engine
+from tests.app.api import (
+    Json,
+    assert_problem,
+    create,
+    eventually,
+    fork,
+    generate,
+    is_idle,
+    metric,
+    ok,
+    read,
+)
+from tests.support import free_port
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::litestar.utils.deprecation.LitestarDeprecationWarning"
+)
+
+PLACES = 3
+
+
+class Gate:
+    """Stops the engine once it has done what it was asked before; leaving it lets it go on."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._reached, self._opened = threading.Event(), threading.Event()
+        engine.submit(self._wait)
+
+    def _wait(self) -> None:
+        self._reached.set()
+        self._opened.wait(120)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.open()
+
+    def reach(self) -> None:
+        assert self._reached.wait(60)
+
+    def open(self) -> None:
+        self._opened.set()
+
+
+@contextmanager
+def serving(database: Path) -> Iterator[tuple[httpx.Client, Engine]]:
+    """A client of a server in this process, and the engine that its models run on."""
+    settings = Settings(
+        model_name="cacher-tiny",
+        database=str(database),
+        max_queue=PLACES,
+        max_batch=1,
+        threads=1,
+    )
+    bootstrap.migrate(settings)
+    app, port = create_app(settings), free_port()
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        eventually(lambda: server.started)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
+            yield client, app.state.service.models._engine
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Client, Engine]]:
+    with serving(tmp_path_factory.mktemp("held") / "cacher.db") as running:
+        yield running
+
+
+def test_generations_that_wait_for_a_place_in_the_batch_are_counted_and_bounded(
+    served: tuple[httpx.Client, Engine],
+) -> None:
+    client, engine = served
+    wishes = [
+        {"state_id": create(client)["state_id"], "max_tokens": 4, "stream": stream}
+        for stream in (False, True, False, False)
+    ]
+
+    def ask(wish: Json) -> httpx.Response:
+        return client.post("/v1/generate/token", json=wish)
+
+    with Gate(engine) as gate, ThreadPoolExecutor(PLACES) as pool:
+        gate.reach()
+        asked = [pool.submit(ask, wish) for wish in wishes[:PLACES]]
+        eventually(lambda: engine._commands.qsize() == PLACES)
+        with Gate(engine) as behind:
+            gate.open()
+            behind.reach()  # the engine has taken all of them on, and made no step
+            assert metric(client, "sequences_waiting") == PLACES
+            assert metric(client, "requests_in_line") == PLACES
+            for stream in (False, True):
+                answer = ask({**wishes[PLACES], "stream": stream})
+                problem = assert_problem(answer, 429, "queue-full")
+                assert problem["limit"] == PLACES
+                assert int(answer.headers["retry-after"]) >= 1
+            assert ok(client.get("/health"))["status"] == "ok"
+            assert not any(each.done() for each in asked)
+        assert all(each.result().is_success for each in asked)
+    eventually(lambda: is_idle(client))
+    assert ask(wishes[PLACES]).is_success
+
+
+def test_a_fork_needs_no_work_of_the_engine_and_no_memory(
+    served: tuple[httpx.Client, Engine],
+) -> None:
+    client, engine = served
+    tokens = list(range(2, 2 + 512))
+    parent = ok(client.post("/v1/states", json={"tokens": tokens}))["state_id"]
+    generate(client, parent, 1)
+    names = [f"kv_{name}_bytes" for name in ("cached", "held", "shared", "free")]
+    counted = ["kv_misses_total", "kv_evictions_total", *names]
+    before = {name: metric(client, name) for name in counted}
+    hits = metric(client, "kv_hits_total")
+    with Gate(engine) as gate:
+        gate.reach()
+        forks = [state["state_id"] for state in fork(client, parent, version=1, n=16)]
+        for state_id in forks:
+            hot = read(client, state_id, include="cache")["cache"]
+            assert hot == {"tier": "device", "tokens_hot": 512}
+        assert engine._commands.empty()
+    for state_id in forks:
+        generate(client, state_id, 1)
+    assert metric(client, "kv_hits_total") == hits + 16 * 16
+    assert {name: metric(client, name) for name in counted} == before
+
+
+def test_a_model_is_not_loaded_to_say_that_nothing_is_hot(database: Path) -> None:
+    with serving(database) as (client, _):
+        state_id = create(client)["state_id"]
+        assert ok(client.get("/v1/models"))[0]["loaded"]
+    with serving(database) as (client, _):
+        cache = read(client, state_id, include="cache")["cache"]
+        assert cache == {"tier": "none", "tokens_hot": 0}
+        assert not ok(client.get("/v1/models"))[0]["loaded"]

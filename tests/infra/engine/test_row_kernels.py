@@ -1,0 +1,231 @@
+"""Draws and measures bit by bit: on any CPU, and as plain sorting and summing would have them."""
+
+import math
+import os
+import platform
+import subprocess
+import sys
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from numba.core.dispatcher import Dispatcher
+
+from domain.config import SamplingParameters
+from domain.ids import TokenId
+from infra.engine import blake2b, compiling, row_kernels, sampler
+from infra.engine.row_kernels import kernels
+from infra.engine.sampler import Draw, Row, draw, measure, uniform
+
+WORDS = st.integers(0, 2**64 - 1)
+ROOT = Path(__file__).parents[3]
+
+
+def ulps(found: float, exact: float) -> float:
+    return abs(found - exact) / math.ulp(exact)
+
+
+# functions
+
+
+@settings(deadline=None)
+@given(st.floats(-708, 708))
+@example(0.0)
+@example(-0.0)
+@example(-708.0)
+def test_exp_is_within_two_ulp_of_the_library(x: float) -> None:
+    assert ulps(row_kernels._exp(x), math.exp(x)) <= 2
+
+
+def test_exp_of_zero_is_one_exactly_and_exp_of_a_sum_is_the_product() -> None:
+    assert row_kernels._exp(0.0) == 1.0
+    for i in range(1, 100):
+        halves = row_kernels._exp(-i / 7 / 2) ** 2
+        assert ulps(row_kernels._exp(-i / 7), halves) <= 4
+
+
+@settings(deadline=None)
+@given(st.floats(1, 2.0**60))
+@example(1.0)
+@example(math.nextafter(1, 2))
+@example(math.e)
+def test_log_is_within_two_ulp_of_the_library(x: float) -> None:
+    assert ulps(row_kernels._log(x), math.log(x)) <= 2
+
+
+@settings(deadline=None)
+@given(WORDS, WORDS, WORDS)
+@example(0, 2**64 - 1, 0)
+@example(0, 2**64 - 1, 2**64 - 1)
+def test_random_numbers_are_those_of_numpy(seed: int, position: int, branch: int) -> None:
+    counter = np.array([position, branch, 0, 0], np.uint64)
+    bits = np.random.Philox(key=seed, counter=counter).random_raw()
+    assert uniform(seed, position, branch) == (int(bits) >> 11) * 2.0**-53
+
+
+# the draw
+
+
+def by_full_sort(logits: Row, sampling: SamplingParameters, point: float) -> Draw:
+    """The definition of a draw, step by step over all tokens."""
+    scores = logits / np.float32(max(sampling.temperature, 1e-20))
+    order = np.argsort(-scores, kind="stable").tolist()  # ties by lower id
+    distances = [min(float(scores[order[0]]) - float(scores[token]), 32.0) for token in order]
+    weights = [row_kernels._exp(-distance) for distance in distances]
+    masses = [round(weight * 2.0**43) for weight in weights]
+    count = len(order)
+    if 0 < sampling.top_k < count:
+        count = sum(scores >= scores[order[sampling.top_k - 1]])
+    sums = list(accumulate(masses[:count]))
+    if sampling.top_p < 1:
+        count = 1 + next(i for i, mass in enumerate(sums) if mass >= sampling.top_p * sums[-1])
+    kept = sums[count - 1]
+    drawn = next(i for i, mass in enumerate(sums) if mass > int(point * kept) or mass == kept)
+    return Draw(TokenId(order[drawn]), weights[drawn] / (kept / 2.0**43))
+
+
+clusters = st.lists(st.sampled_from([-1.0, 0.0, 1e-7, 2e-7, 0.5, 2.0, 30.0]), min_size=1)
+anything = st.lists(st.floats(-40, 40, width=32), min_size=1)
+ruled_out = st.lists(st.sampled_from([-np.inf, -3.0, 0.25, 1.0]), min_size=1).filter(
+    lambda values: max(values) > -np.inf
+)
+rows = st.one_of(clusters, anything, ruled_out).flatmap(
+    lambda values: st.integers(1, 12).map(lambda times: np.array(values * times, np.float32))
+)
+samplings = st.builds(
+    SamplingParameters,
+    temperature=st.sampled_from([1e-30, 1e-3, 0.1, 0.7, 1.0, 3.0, 100.0, 1e8]),
+    top_k=st.one_of(st.sampled_from([0, 1, 2]), st.integers(0, 400)),
+    top_p=st.one_of(st.sampled_from([0.0, 1e-300, 0.9, 1 - 2**-53, 1.0]), st.floats(0, 1)),
+)
+
+
+def assert_drawn_as_by_full_sort(
+    logits: Row, sampling: SamplingParameters, seed: int, position: int
+) -> None:
+    expected = by_full_sort(logits, sampling, uniform(seed, position))
+    found = draw(logits, sampling, seed, position)
+    assert found.token_id == expected.token_id
+    assert found.probability == pytest.approx(expected.probability, rel=1e-15)
+
+
+@settings(max_examples=400, deadline=None)
+@given(rows, samplings, st.integers(0, 2**53 - 1), st.integers(0, 2**40))
+def test_a_draw_is_that_of_a_full_sort(
+    logits: Row, sampling: SamplingParameters, seed: int, position: int
+) -> None:
+    assert_drawn_as_by_full_sort(logits, sampling, seed, position)
+
+
+@settings(deadline=None)
+@given(rows, samplings, st.sampled_from([0.0, 2.0**-53, 0.5, 1 - 2.0**-53]))
+def test_the_first_and_the_last_number_draw_the_first_and_the_last_token(
+    logits: Row, sampling: SamplingParameters, point: float
+) -> None:
+    temperature = max(sampling.temperature, 1e-20)
+    token, _ = kernels().draw(
+        logits, int(logits.argmax()), logits.min(), temperature,
+        sampling.top_k, sampling.top_p, point,
+    )  # fmt: skip
+    assert token == by_full_sort(logits, sampling, point).token_id
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.01, 0.5, 3.0, 30.0])
+@pytest.mark.parametrize("count", [255, 256, 257, 4096, 9001])
+def test_a_draw_from_many_tokens_is_that_of_a_full_sort(count: int, spread: float) -> None:
+    logits = np.random.default_rng(count).normal(0, spread, count).astype(np.float32)
+    logits[count // 3] += 2 * spread
+    for position, (temperature, top_k, top_p) in enumerate(
+        [(0.7, 0, 0.9), (1.0, 0, 1.0), (1.0, 40, 1.0), (2.0, 3000, 0.5), (0.05, 200, 0.999)]
+    ):
+        sampling = SamplingParameters(temperature=temperature, top_k=top_k, top_p=top_p)
+        for seed in range(3):
+            assert_drawn_as_by_full_sort(logits, sampling, seed, position)
+
+
+def test_a_vocabulary_that_the_weights_cannot_hold_is_refused() -> None:
+    sampling = SamplingParameters(temperature=1.0, top_k=0, top_p=1.0)
+    flat = np.zeros(row_kernels.MAX_VOCABULARY + 1, np.float32)
+    with pytest.raises(ValueError, match="more than"):
+        draw(flat, sampling, 0, 0)
+    draws = [draw(flat[1:], sampling, 0, position) for position in range(4)]
+    assert {each.probability for each in draws} == {1 / row_kernels.MAX_VOCABULARY}
+    assert len({each.token_id for each in draws}) == 4
+
+
+# the measures
+
+
+@settings(deadline=None)
+@given(st.integers(1, 1100), st.floats(0, 30), st.floats(-1000, 1000), st.integers(0, 2**32))
+def test_measures_are_those_of_exact_sums(
+    count: int, spread: float, shift: float, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    logits = random.normal(shift, spread, count).round(1).astype(np.float32)  # has ties
+    token = int(random.integers(count))
+    found = measure(logits, TokenId(token))
+    values = logits.astype(float).tolist()
+    weights = [math.exp(value - max(values)) for value in values]
+    total = math.fsum(weights)
+    moment = math.fsum(w * (max(values) - x) for w, x in zip(weights, values, strict=True))
+    assert found.logsumexp == pytest.approx(max(values) + math.log(total), rel=1e-15, abs=1e-14)
+    assert found.entropy == pytest.approx(math.log(total) + moment / total, rel=1e-14, abs=1e-14)
+    assert found.logprob == values[token] - found.logsumexp
+    assert found.rank == np.argsort(-logits, kind="stable").tolist().index(token)
+
+
+# on any CPU
+
+PROGRAM = """
+from infra.engine import row_kernels, sampler
+compiled = row_kernels.kernels().draw
+print(sampler.golden(), "vfmadd" in "".join(compiled.inspect_asm().values()))
+"""
+X86_64 = platform.machine().lower() in ("x86_64", "amd64")
+
+
+@pytest.mark.skipif(not X86_64, reason="names CPUs of this architecture")
+def test_a_cpu_with_other_vectors_and_without_fused_operations_computes_the_same_bits(
+    tmp_path: Path,
+) -> None:
+    processes = {
+        cpu: subprocess.Popen(
+            [sys.executable, "-c", PROGRAM],
+            cwd=ROOT,
+            env={
+                **os.environ,
+                "NUMBA_CPU_NAME": cpu,
+                "NUMBA_CPU_FEATURES": "",
+                "NUMBA_CACHE_DIR": str(tmp_path / cpu),
+            },
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for cpu in ("generic", "haswell")
+    }
+    found = {cpu: process.communicate(timeout=300)[0] for cpu, process in processes.items()}
+    assert found == {
+        "generic": f"{sampler.golden()} False\n",
+        "haswell": f"{sampler.golden()} True\n",
+    }
+
+
+def parts(function: Any) -> set[str]:
+    """The files of a kernel and of everything compiled into it."""
+    code, names = function.__code__, function.__globals__
+    called = [names.get(name) for name in code.co_names]
+    inner = [parts(each.py_func) for each in called if isinstance(each, Dispatcher)]
+    return {code.co_filename}.union(*inner)
+
+
+def test_the_cache_of_compiled_code_knows_every_file_it_comes_from() -> None:
+    for module in (row_kernels, blake2b):
+        named = {module.__file__, compiling.__file__}
+        for name, function in vars(module).items():
+            if isinstance(function, Dispatcher) or name in ("_draw", "_measure", "_hash"):
+                assert parts(getattr(function, "py_func", function)) <= named

@@ -1,0 +1,140 @@
+"""The benchmarks run, on sizes so small that their figures say nothing."""
+
+import math
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+import pytest
+
+from app.settings import from_environment
+from benchmarks.__main__ import PARTS, main, measure
+from benchmarks.bench import Bench
+from benchmarks.machine import describe
+from benchmarks.measured import Measured, Ratio, alternately
+from benchmarks.served import Served
+from benchmarks.table import as_json, cells, show
+from benchmarks.workload import Sizes
+
+TINY: Final = Sizes(
+    shape={"n_layer": 2, "n_embd": 64, "n_head": 2, "vocab_size": 1024, "n_positions": 256},
+    prompt=4,
+    new=6,
+    streams=(1, 2),
+    many=2,
+    long=64,
+    added=3,
+    forks=3,
+    fork_new=150,
+    rebuilt=40,
+    arriving=60,
+    running=2,
+    running_new=200,
+    fork_requests=2,
+    requests=4,
+    appends=8,
+    writers=(1, 2),
+    buffer_bytes=1 << 20,
+)
+ROUNDS: Final = 2
+
+
+class OneServer(Bench):
+    """Has one server for everything: a start takes seconds, and no figure is looked at."""
+
+    def server(self, dtype: str = "float32", **settings: str) -> Served:
+        wanted = {"dtype": dtype, **settings}
+        from_environment({f"CACHER_{name.upper()}": value for name, value in wanted.items()})
+        return super().server(hot_cache_bytes=str(16 << 20))
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("bench"))
+        with OneServer(TINY, threads=1, rounds=ROUNDS, rest_s=0) as made:
+            yield made
+
+
+@pytest.fixture(scope="module")
+def parts(bench: Bench) -> dict[str, list[Measured]]:
+    return measure(bench, PARTS)
+
+
+def row(parts: dict[str, list[Measured]], beginning: str) -> Measured:
+    (found,) = [one for rows in parts.values() for one in rows if one.what.startswith(beginning)]
+    return found
+
+
+def test_every_pair_is_measured_in_every_round(parts: dict[str, list[Measured]]) -> None:
+    counts = {"forks": 7, "throughput": 11, "prompts": 6, "stalls": 3, "log": 4, "requests": 4}
+    assert {name: len(rows) for name, rows in parts.items()} == counts
+    rows = [one for part in parts.values() for one in part]
+    assert len({(one.what, one.against) for one in rows}) == len(rows)
+    for one in rows:
+        assert len(one.ours) == len(one.theirs)
+        assert len(one.ours) in ((1,) if one.unit == "MB" else (ROUNDS, 3 * ROUNDS))
+        assert all(0 < value < math.inf for value in (*one.ours, *one.theirs)), one
+
+
+def test_forks_are_counted_as_holding_what_they_hold(parts: dict[str, list[Measured]]) -> None:
+    assert row(parts, "K/V of a 64-token state and its 3 forks").ratios() == [1]
+    assert row(parts, "K/V of 64 tokens").ratios() == [1]
+    assert max(row(parts, "K/V held while 3 forks").ratios()) < 1
+
+
+def test_the_longest_gap_is_the_longest(parts: dict[str, list[Measured]]) -> None:
+    gaps = [row(parts, f"{name} gap in 2 streams").ours for name in ("median", "p99", "longest")]
+    assert all(a <= b <= c for a, b, c in zip(*gaps, strict=True))
+
+
+def test_the_table_and_the_json_hold_every_row(
+    parts: dict[str, list[Measured]], bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    about = describe(bench)
+    show(parts, about)
+    printed = capsys.readouterr().out
+    written = msgspec.json.decode(as_json(parts, about))
+    rows = [one for part in parts.values() for one in part]
+    assert [one["ours"] for one in written["rows"]] == [one.ours for one in rows]
+    assert written["about"] == about
+    assert all(f" {cells(one)[5]} " in printed for one in rows)
+    assert all(name in printed for name in about)
+
+
+def test_a_generation_that_ends_early_is_an_error_and_no_figure(bench: Bench) -> None:
+    client = bench.server().client
+    full = bench.prompt(bench.context_size - 1)
+    with pytest.raises(AssertionError, match="context_full"):
+        client.generate(client.create(full), 2)
+    with pytest.raises(AssertionError, match="context_full"):
+        list(client.stream(client.create(full), 2))
+    with pytest.raises(RuntimeError, match="tokens"):
+        client.create([bench.vocabulary_size])
+
+
+def test_arms_are_measured_in_turn() -> None:
+    calls: list[str] = []
+
+    def arm(name: str) -> float:
+        calls.append(name)
+        return float(len(calls))
+
+    samples = alternately(lambda: arm("a"), lambda: arm("b"), rounds=2, rest_s=0)
+    assert calls == ["a", "b", "a", "b"]
+    assert samples == [[1, 3], [2, 4]]
+
+
+@pytest.mark.parametrize(("ratio", "expected"), [("SPEED", 2), ("SPEEDUP", 0.5), ("COST", 2)])
+def test_a_ratio_above_one_is_faster_or_more(ratio: str, expected: float) -> None:
+    pair = Measured(what="", against="", unit="", ratio=Ratio[ratio], ours=[4, 2], theirs=[2, 1])
+    assert pair.ratios() == [expected, expected]
+
+
+def test_an_unknown_measurement_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["benchmarks", "throughput", "nothing"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "no measurement is called nothing" in capsys.readouterr().err
