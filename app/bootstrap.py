@@ -8,10 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from app.service import Service, Surroundings
-from app.settings import Settings
+from app.settings import BadSetting, Settings
 from domain.config import StateConfig
 from domain.ids import MAX_SEED, StateId
 from domain.ports import LogReader
+from infra.engine.devices import unusable
 from infra.engine.engine import Engine
 from infra.engine.language_model import DTYPES, EngineOptions
 from infra.log import migrate as migrations
@@ -25,6 +26,17 @@ SURROUNDINGS = Surroundings(
     new_state_id=lambda: StateId(f"state-{uuid.uuid4().hex}"),
     fresh_seed=lambda: secrets.randbelow(MAX_SEED + 1),
 )
+
+
+def check(settings: Settings) -> None:
+    """Find out early whether this machine has what the settings ask for.
+
+    Raises:
+        BadSetting: it has not.
+    """
+    reason = unusable(settings.device)
+    if reason is not None:
+        raise BadSetting(f"CACHER_DEVICE is {settings.device!r}: {reason}")
 
 
 @asynccontextmanager
@@ -68,7 +80,9 @@ async def open_models(settings: Settings) -> AsyncGenerator[ModelStore, None]:
         strategy=settings.strategy,
         threads=settings.thread_count,
         hot_cache_bytes=settings.hot_cache_bytes // settings.max_models,
+        host_cache_bytes=settings.host_cache_bytes // settings.max_models,
         max_batch=settings.max_batch,
+        device=settings.device,
     )
     catalogue = Catalogue(settings.model_name, settings.allowed_models)
     with Engine() as engine:

@@ -146,6 +146,7 @@ def _settings(**options: Any) -> Settings:
     """Settings from the environment; options given on the command line stand over them."""
     try:
         settings = from_environment(os.environ)
+        bootstrap.check(settings)
     except BadSetting as error:
         _fail(str(error))
     given = {name: value for name, value in options.items() if value is not None}

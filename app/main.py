@@ -56,7 +56,9 @@ def __getattr__(name: str) -> Any:
     """``app`` is made when it is asked for, so that importing this module reads no environment."""
     if name == "app":
         try:
-            return create_app(from_environment(os.environ))
+            settings = from_environment(os.environ)
+            bootstrap.check(settings)
+            return create_app(settings)
         except BadSetting as error:
             raise SystemExit(str(error)) from None
     raise AttributeError(name)

@@ -21,11 +21,12 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     Lists (``api_keys``, ``allowed_models``) are comma-separated. ``threads`` 0 means one per core
     of the machine. ``default_seed`` may be ``null``: a fresh seed for every generation.
-    ``hot_cache_bytes`` bounds the KV caches of all models together.
+    ``hot_cache_bytes`` bounds the KV caches of all models together, ``host_cache_bytes`` what the
+    host keeps of them where the device is a GPU.
     """
 
     model_name: Annotated[str, Meta(min_length=1)] = "gpt2"
-    device: Literal["cpu"] = "cpu"
+    device: Literal["cpu", "cuda"] = "cpu"
     default_temperature: Temperature = 0.7
     default_top_p: TopP = 0.9
     default_seed: Seed | None = 42
@@ -35,8 +36,9 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     database: Annotated[str, Meta(min_length=1)] = "cacher.db"
     hot_cache_bytes: Annotated[int, Meta(ge=1 << 20)] = 1 << 30
+    host_cache_bytes: Annotated[int, Meta(ge=0)] = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
-    strategy: Literal["auto", "strict", "onednn", "tile", "plain"] = "auto"
+    strategy: Literal["auto", "strict", "onednn", "tile", "cuda", "plain"] = "auto"
     threads: Annotated[int, Meta(ge=0, le=256)] = 0
     host: Annotated[str, Meta(min_length=1)] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 8000

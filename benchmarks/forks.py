@@ -17,7 +17,7 @@ def rows(bench: Bench) -> Iterator[Measured]:
 def memory(bench: Bench) -> Iterator[Measured]:
     """What a state and its forks hold. Counted once: no clock has a part in it."""
     served, plain, sizes = bench.server(), bench.plain, bench.sizes
-    client, new = served.client, sizes.fork_new
+    client, new = served.client, sizes.running_new
     before = served.kv()["cached_bytes"]
     state_id = client.hold(bench.prompt(sizes.long))
     of_one = served.kv()["cached_bytes"] - before

@@ -16,8 +16,9 @@ class Sizes:
     of their own; ``few`` and ``many`` stand for them where something is varied. A ``long`` text is
     held and gets ``added`` tokens, or ``forks`` forks that generate ``fork_new`` tokens each.
     ``rebuilt`` tokens are generated and then rebuilt. A prompt of ``arriving`` tokens comes while
-    ``running`` streams of ``running_new`` tokens run. ``fork_requests``, ``requests`` and
-    ``appends`` are how many of these are timed in a round; ``writers`` append at once.
+    ``running`` streams run. Where something is looked at while states run, they have
+    ``running_new`` tokens to generate. ``fork_requests``, ``requests`` and ``appends`` are how
+    many of these are timed in a round; ``writers`` append at once.
     """
 
     shape: Mapping[str, Any] = field(default_factory=dict)

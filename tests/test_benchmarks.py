@@ -17,19 +17,19 @@ from benchmarks.table import as_json, cells, show
 from benchmarks.workload import Sizes
 
 TINY: Final = Sizes(
-    shape={"n_layer": 2, "n_embd": 64, "n_head": 2, "vocab_size": 1024, "n_positions": 256},
+    shape={"n_layer": 2, "n_embd": 64, "n_head": 2, "vocab_size": 1024, "n_positions": 1024},
     prompt=4,
     new=6,
     streams=(1, 2),
     many=2,
     long=64,
     added=3,
-    forks=3,
-    fork_new=150,
+    forks=6,
+    fork_new=8,
     rebuilt=40,
     arriving=60,
-    running=2,
-    running_new=200,
+    running=6,
+    running_new=900,
     fork_requests=2,
     requests=4,
     appends=8,
@@ -78,13 +78,13 @@ def test_every_pair_is_measured_in_every_round(parts: dict[str, list[Measured]])
 
 
 def test_forks_are_counted_as_holding_what_they_hold(parts: dict[str, list[Measured]]) -> None:
-    assert row(parts, "K/V of a 64-token state and its 3 forks").ratios() == [1]
+    assert row(parts, "K/V of a 64-token state and its 6 forks").ratios() == [1]
     assert row(parts, "K/V of 64 tokens").ratios() == [1]
-    assert max(row(parts, "K/V held while 3 forks").ratios()) < 1
+    assert max(row(parts, "K/V held while 6 forks").ratios()) < 1
 
 
 def test_the_longest_gap_is_the_longest(parts: dict[str, list[Measured]]) -> None:
-    gaps = [row(parts, f"{name} gap in 2 streams").ours for name in ("median", "p99", "longest")]
+    gaps = [row(parts, f"{name} gap in 6 streams").ours for name in ("median", "p99", "longest")]
     assert all(a <= b <= c for a, b, c in zip(*gaps, strict=True))
 
 

@@ -75,7 +75,7 @@ def attend(
         layer, ragged.blocks, ragged.offsets, key[0].transpose(0, 1), value[0].transpose(0, 1)
     )
     rows = query[0].transpose(0, 1)
-    output = torch.zeros(rows.shape, dtype=query.dtype)
+    output = torch.zeros(rows.shape, dtype=query.dtype, device=query.device)
     for group in ragged.groups:
         count, heads, head_dim = group.positions.shape[1], rows.shape[1], rows.shape[2]
         output[group.rows] = _attend_group(
@@ -145,7 +145,8 @@ def _hidden(positions: Tensor, shape: tuple[int, int, int, int], window: int | N
     rows = positions.repeat_interleave(shared, dim=1)  # (S, M without padding)
     rows = nn.functional.pad(rows, (0, padded_rows - rows.shape[1]))
     rows = rows.repeat_interleave(kv_heads, dim=0)[None, :, :, None]
-    keys = torch.arange(blocks * BLOCK_TOKENS).view(blocks, 1, 1, BLOCK_TOKENS)
+    keys = torch.arange(blocks * BLOCK_TOKENS, device=rows.device)
+    keys = keys.view(blocks, 1, 1, BLOCK_TOKENS)
     hidden = keys > rows
     if window is not None:
         hidden |= keys <= rows - window

@@ -11,7 +11,19 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
+import llvmlite.binding
 import numba
+
+
+def _use_whole_registers() -> None:
+    """Have LLVM use vectors of 512 bits where there are; by itself it takes half of one."""
+    features = llvmlite.binding.get_host_cpu_features()
+    chosen = (numba.config.CPU_NAME, numba.config.CPU_FEATURES)
+    if features.get("avx512f") and not any(chosen):
+        numba.config.CPU_FEATURES = f"{features.flatten()},-prefer-256-bit"
+
+
+_use_whole_registers()
 
 _OPTIONS: Final[dict[str, Any]] = {"error_model": "numpy"}
 """For every kernel. Never ``fastmath``: the order and the rounding of operations are the text's."""

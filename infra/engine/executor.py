@@ -8,6 +8,7 @@ from torch import Tensor
 
 from infra.engine import strategies
 from infra.engine.blocks import BLOCK_TOKENS
+from infra.engine.devices import compute_exactly
 from infra.engine.forward import Batch, Prepared, Shape
 from infra.engine.kv_store import Geometry, KVStore
 from infra.engine.scheduler import Slice
@@ -30,6 +31,7 @@ def prepare(
     """
     config: Any = model.config
     heads = config.num_attention_heads
+    compute_exactly()
     geometry = Geometry(
         layers=config.num_hidden_layers,
         query_heads=heads,

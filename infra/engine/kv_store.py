@@ -12,6 +12,7 @@ from torch import Tensor
 from infra.engine.blocks import BLOCK_TOKENS, Transfer
 
 _VECTOR: Final = 16
+_CPU: Final = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,17 @@ class Geometry:
 
     def block_bytes(self, dtype: torch.dtype) -> int:
         """Bytes of one block: K and V of all layers for ``BLOCK_TOKENS`` tokens."""
-        width = self.head_dim + self.value_dim
+        return self._bytes(self.head_dim, dtype) + self._bytes(self.value_dim, dtype)
+
+    def host_slots(self, dtype: torch.dtype, budget: int) -> int:
+        """Blocks that the host can keep in ``budget`` bytes, half of them for K and half for V.
+
+        Each half is rounded down to a power of two: in such sizes torch pins memory.
+        """
+        half = (1 << (budget // 2).bit_length()) // 2
+        return half // self._bytes(self.value_dim, dtype)
+
+    def _bytes(self, width: int, dtype: torch.dtype) -> int:
         return self.layers * self.kv_heads * BLOCK_TOKENS * width * dtype.itemsize
 
 
@@ -47,12 +58,18 @@ class KVStore:
     """
 
     def __init__(
-        self, geometry: Geometry, blocks: int, dtype: torch.dtype, *, host_slots: int = 0
+        self,
+        geometry: Geometry,
+        blocks: int,
+        dtype: torch.dtype,
+        *,
+        device: torch.device = _CPU,
+        host_slots: int = 0,
     ) -> None:
         self.geometry = geometry
         heads = (geometry.layers, blocks, geometry.kv_heads)
-        self.k = _lazy_zeros((*heads, geometry.head_dim, BLOCK_TOKENS), dtype)
-        self.v = _lazy_zeros((*heads, BLOCK_TOKENS, geometry.value_dim), dtype)
+        self.k = _zeros((*heads, geometry.head_dim, BLOCK_TOKENS), dtype, device)
+        self.v = _zeros((*heads, BLOCK_TOKENS, geometry.value_dim), dtype, device)
         self.host_k = _host_slots(self.k, host_slots)
         self.host_v = _host_slots(self.v, host_slots)
 
@@ -62,7 +79,11 @@ class KVStore:
         self.v[layer][blocks, :, offsets, : v.shape[-1]] = v
 
     def move(self, transfers: Iterable[Transfer]) -> None:
-        """Copy blocks between the device and the host, in this order."""
+        """Copy blocks between the device and the host, in this order.
+
+        A GPU copies when its stream gets there, so before the pass that is computed next; the CPU
+        does not wait for it, nor look at what the host holds.
+        """
         for transfer in transfers:
             for device, host in ((self.k, self.host_k), (self.v, self.host_v)):
                 block, slot = device[:, transfer.block], host[transfer.slot]
@@ -70,17 +91,19 @@ class KVStore:
                 target.copy_(source, non_blocking=True)
 
     def read(self, table: list[int], tokens: int) -> tuple[Tensor, Tensor]:
-        """K and V of a text, each ``(layers, kv_heads, tokens, head_dim)``, copied."""
-        index = torch.tensor(table)
+        """K and V of a text, each ``(layers, kv_heads, tokens, head_dim)``, copied to the CPU."""
+        index = torch.tensor(table, device=self.k.device)
         k, v = (
-            blocks.transpose(1, 2).flatten(2, 3)[:, :, :tokens]
+            blocks.transpose(1, 2).flatten(2, 3)[:, :, :tokens].cpu()
             for blocks in (self.k[:, index].transpose(-1, -2), self.v[:, index])
         )
         return k, v[..., : self.geometry.head_dim]
 
 
-def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros that take memory only once written to: numpy asks the system for zeroed pages."""
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros that take a CPU's memory only once written to: numpy asks it for zeroed pages."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
     size = math.prod(shape) * dtype.itemsize
     return torch.from_numpy(np.zeros(size, np.uint8)).view(dtype).view(shape)
 

@@ -44,7 +44,7 @@ class EngineOptions:
     """How models are run: settings of the server.
 
     ``hot_cache_bytes`` bounds the KV cache of one model; ``max_batch`` the sequences that run
-    together.
+    together; ``host_cache_bytes`` the memory for blocks that had to leave a GPU.
     """
 
     dtype: torch.dtype
@@ -52,6 +52,8 @@ class EngineOptions:
     threads: int
     hot_cache_bytes: int
     max_batch: int
+    device: str = "cpu"
+    host_cache_bytes: int = 0
 
 
 class TransformersModel:
@@ -101,9 +103,19 @@ class TransformersModel:
                 f"one full text needs {needed} bytes of KV cache",
                 "Raise CACHER_HOT_CACHE_BYTES",
             )
+        on_gpu = prepared.shape.device.type == "cuda"
+        host_bytes = options.host_cache_bytes if on_gpu else 0
+        host_slots = prepared.geometry.host_slots(options.dtype, host_bytes)
+        store = KVStore(
+            prepared.geometry,
+            blocks,
+            options.dtype,
+            device=prepared.shape.device,
+            host_slots=host_slots,
+        )
         self._runner = Runner(
-            Executor(prepared, KVStore(prepared.geometry, blocks, options.dtype)),
-            BlockPool(blocks),
+            Executor(prepared, store),
+            BlockPool(blocks, host_slots=host_slots),
             max_sequences=options.max_batch,
             max_rows=MAX_ROWS,
             max_prefill_rows_beside_streams=MAX_PREFILL_ROWS_BESIDE_STREAMS,
@@ -237,6 +249,7 @@ def _prepared(model_id: ModelId, loaded: Loaded, options: EngineOptions) -> Prep
             threads=options.threads,
             context=loaded.context_size,
             vocabulary=loaded.vocabulary_size,
+            device=options.device,
         )
     except Unsupported as error:
         raise ModelUnavailable(

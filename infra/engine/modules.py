@@ -47,12 +47,12 @@ class ModuleStrategy:
             quantum += MIN_ROWS
         return quantum
 
-    def query_tile(self, head_dim: int) -> int:
+    def query_tile(self, shape: Shape) -> int:
         """Query rows of attention are padded to a multiple of this.
 
         The smallest tile whose rows BLAS computes as it does within a large product.
         """
-        return measured_query_tile(head_dim)
+        return measured_query_tile(shape.geometry.head_dim, shape.device)
 
     def check(self, shape: Shape) -> None:
         """Raise :class:`Unsupported` where this strategy cannot be used."""
@@ -66,7 +66,7 @@ class ModuleStrategy:
         model.config.pad_token_id = None  # rows are never padding; spares a check per pass
         quantum = self.quantum(widths)
         head_quantum = self.quantum({model.config.vocab_size} if capped else set())
-        query_tile = self.query_tile(shape.geometry.head_dim)
+        query_tile = self.query_tile(shape)
         return Prepared(
             strategy=self.name,
             shape=shape,
@@ -106,18 +106,19 @@ class ModuleForward:
     @torch.inference_mode()
     def run(self, batch: Batch) -> Tensor:
         """Logits of the wanted rows; see :class:`infra.engine.forward.Forward`."""
+        device = self._store.k.device
         padding = [0] * (-len(batch.tokens) % self._quantum)
-        positions = torch.tensor(batch.positions + padding)
+        positions = torch.tensor(batch.positions + padding, device=device)
         ragged = attention.Pass(
             store=self._store,
-            blocks=torch.tensor(batch.blocks + padding),
+            blocks=torch.tensor(batch.blocks + padding, device=device),
             offsets=positions % BLOCK_TOKENS,
-            groups=_groups(batch.slices),
+            groups=_groups(batch.slices, device),
             query_tile=self._query_tile,
             threads=self._threads,
         )
         inputs = {
-            "input_ids": torch.tensor([batch.tokens + padding]),
+            "input_ids": torch.tensor([batch.tokens + padding], device=device),
             "position_ids": positions[None],
             "use_cache": False,
             "ragged": ragged,
@@ -126,11 +127,12 @@ class ModuleForward:
             self._model.base_model(**inputs)
             return torch.empty(0, 0)
         rows = batch.wanted + [0] * (-len(batch.wanted) % self._head_quantum)
-        logits: Tensor = self._model(**inputs, logits_to_keep=torch.tensor(rows)).logits
-        return logits[0, : len(batch.wanted)].float()
+        wanted = torch.tensor(rows, device=device)
+        logits: Tensor = self._model(**inputs, logits_to_keep=wanted).logits
+        return logits[0, : len(batch.wanted)].float().cpu()
 
 
-def measured_query_tile(head_dim: int) -> int:
+def measured_query_tile(head_dim: int, device: torch.device | None = None) -> int:
     """Smallest power of two, from 4, at which both products of attention are row-invariant.
 
     BLAS libraries choose another kernel below a number of rows that depends on the other
@@ -139,10 +141,14 @@ def measured_query_tile(head_dim: int) -> int:
     """
     generator = torch.Generator().manual_seed(0)
     rows, heads = 256, 3
-    query, start = torch.randn(2, heads, rows, head_dim, generator=generator)
-    keys = torch.randn(heads, head_dim, BLOCK_TOKENS, generator=generator)
-    values = torch.randn(heads, BLOCK_TOKENS, head_dim, generator=generator)
-    weights = torch.rand(heads, rows, BLOCK_TOKENS, generator=generator)
+
+    def some(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device=device)
+
+    query, start = some(2, heads, rows, head_dim)
+    keys = some(heads, head_dim, BLOCK_TOKENS)
+    values = some(heads, BLOCK_TOKENS, head_dim)
+    weights = some(heads, rows, BLOCK_TOKENS)
     scores = torch.matmul(query, keys)
     output = torch.baddbmm(start, weights, values)
 
@@ -180,7 +186,7 @@ def replace_linears(model: Any, strategy: ModuleStrategy) -> set[int]:
     return widths
 
 
-def _groups(slices: Seq[Slice]) -> list[attention.Group]:
+def _groups(slices: Seq[Slice], device: torch.device) -> list[attention.Group]:
     """Slices of one row attend together with those of like length, each longer one on its own.
 
     Texts whose blocks need the same number of bits go together: padding to the longest then
@@ -193,18 +199,22 @@ def _groups(slices: Seq[Slice]) -> list[attention.Group]:
         if piece.count == 1:
             single[(piece.start // BLOCK_TOKENS + 1).bit_length()].append((piece, row))
         else:
-            groups.append(_group([piece], torch.arange(row, row + piece.count)))
+            groups.append(_group([piece], range(row, row + piece.count), device))
         row += piece.count
     for alike in single.values():
-        rows = torch.tensor([row for _, row in alike])
-        groups.append(_group([piece for piece, _ in alike], rows))
+        pieces, rows = zip(*alike, strict=True)
+        groups.append(_group(pieces, rows, device))
     return groups
 
 
-def _group(slices: Seq[Slice], rows: Tensor) -> attention.Group:
+def _group(slices: Seq[Slice], rows: Seq[int], device: torch.device) -> attention.Group:
     count = slices[0].count
     tables = [s.sequence.table[: (s.start + count - 1) // BLOCK_TOKENS + 1] for s in slices]
     longest = max(map(len, tables))
-    padded = torch.tensor([table + [0] * (longest - len(table)) for table in tables])
-    positions = torch.tensor([list(range(s.start, s.start + count)) for s in slices])
-    return attention.Group(rows, padded.t().contiguous(), positions)
+    padded = [table + [0] * (longest - len(table)) for table in tables]
+    positions = [list(range(s.start, s.start + count)) for s in slices]
+    return attention.Group(
+        torch.tensor(rows, device=device),
+        torch.tensor(padded, device=device).t().contiguous(),
+        torch.tensor(positions, device=device),
+    )

@@ -88,9 +88,9 @@ def plain_logits(model: Any, config: dict[str, Any], vocabulary: int, context: i
     window = max(_windows(config, MAX_PROBED_TOKENS), default=0)
     length = min(context, window + _PLAIN)
     with torch.inference_mode():
-        tokens = torch.tensor([_random_tokens(length, vocabulary)])
+        tokens = torch.tensor([_random_tokens(length, vocabulary)], device=model.device)
         logits: Tensor = model(tokens, use_cache=False).logits
-    return logits[0].float()
+    return logits[0].float().cpu()
 
 
 def check_against_plain(
@@ -150,7 +150,8 @@ class _Bench:
 
     def __init__(self, prepared: Prepared, length: int) -> None:
         blocks = 1 + 2 * blocks_for(length) + 6 * blocks_for(_SHORT)
-        self._executor = Executor(prepared, KVStore(prepared.geometry, blocks, prepared.dtype))
+        store = KVStore(prepared.geometry, blocks, prepared.dtype, device=prepared.shape.device)
+        self._executor = Executor(prepared, store)
         self._free = iter(range(1, blocks))
 
     def text(self, tokens: list[int]) -> Sequence:

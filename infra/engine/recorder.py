@@ -66,10 +66,11 @@ class Recorder:
     def _run(self) -> None:
         while batch := self._take():
             _record(batch)
-            with self._room:
-                self._held_bytes -= sum(entry.size for entry in batch)
-                self._room.notify_all()
+            size = sum(entry.size for entry in batch)
             batch.clear()  # holds no logits while it waits
+            with self._room:
+                self._held_bytes -= size
+                self._room.notify_all()
 
     def _take(self) -> list[Entry]:
         """What waits, as much as is hashed together; nothing after the end."""

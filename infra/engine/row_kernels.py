@@ -48,19 +48,8 @@ def _generate_fma(typing, a, b, c):  # type: ignore[no-untyped-def]
     return types.float64(types.float64, types.float64, types.float64), generate
 
 
-def _generate_wide_vectors(typing):  # type: ignore[no-untyped-def]
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        set.add(builder.function.attributes, '"prefer-vector-width"="512"')
-        return context.get_dummy_value()
-
-    return types.void(), generate
-
-
 _fma: Final[Any] = intrinsic(_generate_fma)
 """``a * b + c``, rounded once (IEEE 754-2008, fusedMultiplyAdd)."""
-
-_wide_vectors: Final[Any] = intrinsic(_generate_wide_vectors)
-"""Lets the function that calls it use vectors of 512 bits where there are any: faster, no more."""
 
 
 @inlined
@@ -168,7 +157,6 @@ def _fill_buckets(row, temperature, peak, per_nat, buckets):  # type: ignore[no-
 
 @inlined
 def _weigh(row, temperature, peak, per_nat, floor, weights, buckets):  # type: ignore[no-untyped-def]
-    _wide_vectors()
     for i in range(len(row)):
         score = row[i] / temperature
         distance = _distance(score, peak)
@@ -324,7 +312,6 @@ def _measure(row, token, peak):  # type: ignore[no-untyped-def]
 
     Lane ``i % _LANES`` sums over the tokens ``i``.
     """
-    _wide_vectors()
     totals, moments = np.zeros(_LANES), np.zeros(_LANES)
     value = row[token]
     ahead = 0

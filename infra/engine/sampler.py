@@ -73,9 +73,9 @@ def draw(logits: Row, sampling: SamplingParameters, seed: Seed, position: int) -
     if len(row) > MAX_VOCABULARY:
         raise ValueError(f"{len(row)} tokens are more than {MAX_VOCABULARY}")
     temperature = max(sampling.temperature, _COLDEST)
-    point = uniform(seed, position)
+    lowest, point = row[row.argmin()], uniform(seed, position)
     token, probability = kernels().draw(
-        row, likeliest, row.min(), temperature, sampling.top_k, sampling.top_p, point
+        row, likeliest, lowest, temperature, sampling.top_k, sampling.top_p, point
     )
     if token < 0:
         raise ValueError(_NO_NUMBERS)

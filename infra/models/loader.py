@@ -57,19 +57,20 @@ class Loaded:
     identity: dict[str, Any]
 
 
-def load(source: Source, dtype: torch.dtype) -> Loaded:
-    """Load a causal language model.
+def load(source: Source, dtype: torch.dtype, device: str = "cpu") -> Loaded:
+    """Load a causal language model onto a device.
 
     Raises:
         ModelUnavailable: its files cannot be had or are not usable; says why.
         InvalidInput: it is a classifier.
+        torch.OutOfMemoryError: a GPU has no room for it.
     """
     try:
         folder, revision = _folder(source)
-        return _load_folder(source, folder, revision, dtype)
+        return _load_folder(source, folder, revision, dtype, device)
     except (OSError, EntryNotFoundError, HfHubHTTPError, HFValidationError) as error:
         raise ModelUnavailable(source.model_id, _reason(source, error), _REMEDY) from error
-    except Refusal:
+    except (Refusal, torch.OutOfMemoryError):
         raise
     except Exception as error:  # other people's files make the libraries raise anything
         reason = f"its files are not usable: {_reason(source, error)}"
@@ -100,7 +101,9 @@ def _folder(source: Source) -> tuple[Path, str | None]:
     return folder, folder.name
 
 
-def _load_folder(source: Source, folder: Path, revision: str | None, dtype: torch.dtype) -> Loaded:
+def _load_folder(
+    source: Source, folder: Path, revision: str | None, dtype: torch.dtype, device: str
+) -> Loaded:
     written = _read_json(folder / "config.json")
     if is_classifier(written):
         raise invalid("model_id", f"{source.model_id!r} is a classifier; a causal_lm is needed")
@@ -125,7 +128,7 @@ def _load_folder(source: Source, folder: Path, revision: str | None, dtype: torc
     if found["missing_keys"]:  # transformers would make the numbers up
         raise ValueError(f"the weights lack {', '.join(sorted(found['missing_keys'])[:3])}")
     return Loaded(
-        model=model.eval().requires_grad_(False),
+        model=model.eval().requires_grad_(False).to(device),
         tokenizer=tokenizer,
         config=written,
         vocabulary_size=config.vocab_size,

@@ -6,7 +6,9 @@ from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from domain.errors import QueueFull
+import torch
+
+from domain.errors import ModelUnavailable, QueueFull
 from domain.ids import ModelId
 from domain.ports import CacheCounters, ModelInfo, Numerics
 from infra.engine.engine import Engine
@@ -83,8 +85,15 @@ class ModelStore:
         }
 
     def _load(self, source: Source) -> TransformersModel:
-        loaded = loader.load(source, self._options.dtype)
-        return TransformersModel(source.model_id, loaded, self._engine, self._options)
+        try:
+            loaded = loader.load(source, self._options.dtype, self._options.device)
+            return TransformersModel(source.model_id, loaded, self._engine, self._options)
+        except torch.OutOfMemoryError as error:
+            raise ModelUnavailable(
+                source.model_id,
+                "the GPU has no room for it and its KV cache",
+                "Lower CACHER_HOT_CACHE_BYTES or CACHER_MAX_MODELS, or set CACHER_DTYPE=bfloat16",
+            ) from error
 
     def _loaded(self, model_id: ModelId, task: "asyncio.Future[TransformersModel]") -> None:
         """Forget a model that could not be loaded; let others go for one that could."""

@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from infra.engine.forward import Shape
 from infra.engine.modules import ModuleStrategy
 from infra.engine.strategies import strategy
 from infra.engine.threads import threads
@@ -36,6 +37,6 @@ class PlainStrategy(ModuleStrategy):
         """No padding."""
         return 1
 
-    def query_tile(self, head_dim: int) -> int:
+    def query_tile(self, shape: Shape) -> int:
         """No padding."""
         return 1

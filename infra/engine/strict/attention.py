@@ -6,7 +6,7 @@ others row by row. Each row sums over exactly the keys it may see, in their orde
 tile nor what else a block holds changes a bit of it.
 """
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -24,12 +24,12 @@ from infra.engine.strict.vectors import (
     total,
 )
 
-TILE_ROWS: Final = 6
+TILE_ROWS: Final = 12
 """Rows of a tile at most, counted for each of the query heads that share a K/V head."""
 
 _BLOCK: Final = BLOCK_TOKENS
 _NOTHING = f32(-np.inf)
-_ONE, _ZERO = f32(1), f32(0)
+_ZERO = f32(0)
 
 
 @inlined
@@ -83,112 +83,154 @@ def _weigh(row, first, low, high, softcap):
     return total(row, stop)
 
 
-@inlined
-def attend(
-    q, q_row, q_head, out, out_row, out_head,
-    row, rows, shared, positions, tables, starts, head, group, dim, padded_dim,
-    keys, values, key_bytes, value_bytes, bfloat16, scaling, window, softcap,
-    scratch, context,
-):  # fmt: skip
-    """Rows ``row`` to ``row + rows`` of a pass, for the ``group`` query heads of K/V head ``head``.
+class Tile(NamedTuple):
+    """Rows ``row`` to ``row + rows`` of a pass, for one K/V head and its ``group`` query heads.
 
-    The blocks of row r are ``tables[starts[r]:]``; the first ``shared`` are those of all rows.
-    ``keys`` and ``values`` are a layer's; a block takes ``key_bytes`` and ``value_bytes``.
-    ``scratch`` has room for ``rows * group`` queries, scores of ``context`` keys, and results.
+    The blocks of row r are ``tables[starts[r]:]``; the first ``shared`` are those of all rows. A
+    ``window`` of 0 is none.
     """
-    count = rows * group
-    size = 2 if bfloat16 else 4
-    key_head, value_head = head * dim * _BLOCK * size, head * _BLOCK * padded_dim * size
-    queries = scratch
-    scores = queries + count * dim * 4
-    results = scores + count * context * 4
-    zeros = results + count * padded_dim * 4
-    place, index, begin = integers(positions), integers(tables), integers(starts)
-    blank, sums = floats(zeros), floats(zeros + padded_dim * 4)
-    span = max(padded_dim, _BLOCK)
-    for d in range(span):
-        blank[d] = _ZERO
-    sums = floats(zeros + span * 4)
 
-    last = np.int64(0)
-    first = np.int64(0x7FFFFFFFFFFF)
-    for r in range(rows):
-        position = place[row + r]
-        last = max(last, position)
-        first = min(first, max(position - window + 1, 0) if window > 0 else 0)
-        for g in range(group):
-            source = floats(q + ((row + r) * q_row + (head * group + g) * q_head) * 4)
-            target = floats(queries + (r * group + g) * dim * 4)
-            for d in range(dim):
+    row: int
+    rows: int
+    shared: int
+    positions: int
+    tables: int
+    starts: int
+    head: int
+    group: int
+    window: int
+
+
+class Layer(NamedTuple):
+    """Where the blocks of a layer are and what is in one; see :class:`KVStore`."""
+
+    keys: int
+    values: int
+    key_bytes: int
+    value_bytes: int
+    dim: int
+    padded_dim: int
+    bfloat16: bool
+
+
+class Scratch(NamedTuple):
+    """A thread's memory for a tile, a line for each row and query head.
+
+    Lines are ``dim``, ``context`` and ``padded_dim`` long; ``zeros`` is read only.
+    """
+
+    queries: int
+    scores: int
+    results: int
+    zeros: int
+    sums: int
+    context: int
+
+
+@inlined
+def attend(q, q_row, q_head, out, out_row, out_head, tile, layer, scaling, softcap, scratch):
+    """Attention of one tile; queries and results are at ``q`` and ``out``, by row and head."""
+    position = integers(tile.positions)
+    last, first = np.int64(0), np.int64(0x7FFFFFFFFFFF)
+    for r in range(tile.rows):
+        last = max(last, position[tile.row + r])
+        first = min(first, _lowest(position[tile.row + r], tile.window))
+        for g in range(tile.group):
+            at = q + ((tile.row + r) * q_row + (tile.head * tile.group + g) * q_head) * 4
+            source = floats(at)
+            target = floats(scratch.queries + (r * tile.group + g) * layer.dim * 4)
+            for d in range(layer.dim):
                 target[d] = source[d] * scaling
     first -= first % _BLOCK
-
-    for block in range(first // _BLOCK, last // _BLOCK + 1):
-        column = (block * _BLOCK - first) * 4
-        if block < shared:
-            at = keys + index[begin[row] + block] * key_bytes + key_head
-            product(
-                count, queries, dim, at, _BLOCK, dim, zeros, np.int64(0), scores + column, context,
-                _BLOCK, bfloat16, 0,
-            )  # fmt: skip
-        else:
-            for r in range(rows):
-                if block * _BLOCK <= place[row + r]:
-                    at = keys + index[begin[row + r] + block] * key_bytes + key_head
-                    line = r * group
-                    product(
-                        group, queries + line * dim * 4, dim, at, _BLOCK, dim, zeros, np.int64(0),
-                        scores + line * context * 4 + column, context, _BLOCK, bfloat16, 0,
-                    )  # fmt: skip
-
-    for r in range(rows):
-        position = place[row + r]
-        low = max(position - window + 1, 0) if window > 0 else np.int64(0)
-        for g in range(group):
-            line = r * group + g
-            sums[line] = _weigh(scores + line * context * 4, first, low, position, softcap)
-            target = floats(results + line * padded_dim * 4)
-            for d in range(padded_dim):
+    _score(tile, layer, scratch, first, last)
+    for r in range(tile.rows):
+        high = position[tile.row + r]
+        for line in range(r * tile.group, (r + 1) * tile.group):
+            row = scratch.scores + line * scratch.context * 4
+            low = _lowest(high, tile.window)
+            floats(scratch.sums)[line] = _weigh(row, first, low, high, softcap)
+            target = floats(scratch.results + line * layer.padded_dim * 4)
+            for d in range(layer.padded_dim):
                 target[d] = _ZERO
-
-    for block in range(first // _BLOCK, last // _BLOCK + 1):
-        column = block * _BLOCK - first
-        together = block < shared
-        for r in range(rows):
-            position = place[row + r]
-            low = max(position - window + 1, 0) if window > 0 else np.int64(0)
-            if low > block * _BLOCK or position < block * _BLOCK + _BLOCK - 1:
-                together = False
-        if together:
-            at = values + index[begin[row] + block] * value_bytes + value_head
-            product(
-                count, scores + column * 4, context, at, padded_dim, _BLOCK, results, padded_dim,
-                results, padded_dim, padded_dim, bfloat16, 0,
-            )  # fmt: skip
-        else:
-            for r in range(rows):
-                position = place[row + r]
-                low = max(position - window + 1, 0) if window > 0 else np.int64(0)
-                start = max(low - block * _BLOCK, 0)
-                stop = min(position + 1 - block * _BLOCK, _BLOCK)
-                if start < stop:
-                    at = values + index[begin[row + r] + block] * value_bytes + value_head
-                    line = r * group
-                    target_row = results + line * padded_dim * 4
-                    product(
-                        group, scores + (line * context + column + start) * 4, context,
-                        at + start * padded_dim * size, padded_dim, stop - start,
-                        target_row, padded_dim, target_row, padded_dim, padded_dim, bfloat16, 0,
-                    )  # fmt: skip
-
-    for r in range(rows):
-        for g in range(group):
-            line = r * group + g
-            source = floats(results + line * padded_dim * 4)
-            target = floats(out + ((row + r) * out_row + (head * group + g) * out_head) * 4)
-            scale = sums[line]
-            for d in range(dim):
+    _mix(tile, layer, scratch, first, last)
+    for r in range(tile.rows):
+        for g in range(tile.group):
+            line = r * tile.group + g
+            at = out + ((tile.row + r) * out_row + (tile.head * tile.group + g) * out_head) * 4
+            source, target = floats(scratch.results + line * layer.padded_dim * 4), floats(at)
+            scale = floats(scratch.sums)[line]
+            for d in range(layer.dim):
                 target[d] = source[d] / scale
+
+
+@inlined
+def _lowest(position, window):
+    """The first key that the row at ``position`` sees."""
+    return max(position - window + 1, np.int64(0)) if window > 0 else np.int64(0)
+
+
+@inlined
+def _score(tile, layer, scratch, first, last):
+    """Scores of the blocks from key ``first`` to key ``last``, whole blocks at a time."""
+    position, index, begin = integers(tile.positions), integers(tile.tables), integers(tile.starts)
+    head = tile.head * layer.dim * _BLOCK * (2 if layer.bfloat16 else 4)
+    for block in range(first // _BLOCK, last // _BLOCK + 1):
+        column = scratch.scores + (block * _BLOCK - first) * 4
+        together = block < tile.shared
+        for r in range(1 if together else tile.rows):
+            if together or block * _BLOCK <= position[tile.row + r]:
+                line = r * tile.group
+                product(
+                    tile.rows * tile.group if together else tile.group,
+                    scratch.queries + line * layer.dim * 4, layer.dim,
+                    layer.keys + index[begin[tile.row + r] + block] * layer.key_bytes + head,
+                    _BLOCK, layer.dim, scratch.zeros, np.int64(0),
+                    column + line * scratch.context * 4, scratch.context,
+                    _BLOCK, layer.bfloat16, 0,
+                )  # fmt: skip
+
+
+@inlined
+def _mix(tile, layer, scratch, first, last):
+    """Add the values of the keys from ``first`` to ``last`` by their weights."""
+    position, index, begin = integers(tile.positions), integers(tile.tables), integers(tile.starts)
+    size, width = 2 if layer.bfloat16 else 4, layer.padded_dim
+    head = tile.head * _BLOCK * width * size
+    for block in range(first // _BLOCK, last // _BLOCK + 1):
+        base = block * _BLOCK
+        together = block < tile.shared
+        for r in range(tile.rows):
+            high = position[tile.row + r]
+            if _lowest(high, tile.window) > base or high < base + _BLOCK - 1:
+                together = False
+        for r in range(1 if together else tile.rows):
+            high = position[tile.row + r]
+            start = max(_lowest(high, tile.window) - base, 0)
+            stop = min(high + 1 - base, _BLOCK)
+            if start < stop:
+                line = r * tile.group
+                at = layer.values + index[begin[tile.row + r] + block] * layer.value_bytes + head
+                sums = scratch.results + line * width * 4
+                product(
+                    tile.rows * tile.group if together else tile.group,
+                    scratch.scores + (line * scratch.context + base - first + start) * 4,
+                    scratch.context, at + start * width * size, width, stop - start,
+                    sums, width, sums, width, width, layer.bfloat16, 0,
+                )  # fmt: skip
+
+
+@inlined
+def divide(scratch, lines, dim, padded_dim, context):
+    """The parts of a thread's memory; zeros are written."""
+    queries = scratch
+    scores = queries + lines * dim * 4
+    results = scores + lines * context * 4
+    zeros = results + lines * padded_dim * 4
+    span = max(padded_dim, _BLOCK)
+    blank = floats(zeros)
+    for d in range(span):
+        blank[d] = _ZERO
+    return Scratch(queries, scores, results, zeros, zeros + span * 4, context)
 
 
 def scratch_floats(rows: int, dim: int, padded_dim: int, context: int) -> int:

@@ -68,8 +68,11 @@ class Execution:
         for row, column, offset in self._results:
             self._words[row, column] = logits.data_ptr() + offset
         tables, starts = _tables(batch.slices)
+        tokens = np.array(batch.tokens, np.int64)
+        if tokens.min() < 0 or tokens.max() >= self._program.vocabulary:
+            raise ValueError("a token is not in the vocabulary")
         arrays = {
-            machine._TOKENS: np.array(batch.tokens, np.int64),
+            machine._TOKENS: tokens,
             machine._POSITIONS: np.array(batch.positions, np.int64),
             machine._WANTED: np.array(batch.wanted, np.int64),
             machine._BLOCKS: np.array(batch.blocks, np.int64),

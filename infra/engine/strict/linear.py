@@ -18,11 +18,20 @@ from infra.engine.strict.vectors import LANES, WIDE, float_of, floats, halves, t
 PANEL: Final = 4 * LANES if WIDE else LANES
 """Outputs of a panel: as many as keep a tile of six rows in registers."""
 
-_CHUNK: Final = 1024
-"""Inputs of a panel that are used for all rows before the next: they stay in the cache."""
+TILE_ROWS: Final = 6
+"""Rows of a tile at most: with a panel's width they fill the registers."""
+
+_SHORT_CHUNK: Final = 64
+"""Inputs of a panel that are used for some rows before the next: they stay in the first cache."""
+
+_LONG_CHUNK: Final = 1024
+"""The same for many rows: they stay in the second cache."""
 
 _FEW_ROWS: Final = 12
 """Up to so many rows bfloat16 weights are widened in registers, above once per chunk in memory."""
+
+_SOME_ROWS: Final = 36
+"""Up to so many rows reading the weights takes as long as using them."""
 
 _AHEAD: Final = 16384
 """Bytes by which weights are fetched before they are used: further than the processor looks."""
@@ -60,7 +69,7 @@ def _rows(vectors: int, *, bfloat16: bool) -> Any:
 
     @inlined
     def product(m, a, lda, b, ldb, k, start, ldstart, out, ldout, ahead):
-        tiles = (m + 5) // 6
+        tiles = (m + TILE_ROWS - 1) // TILE_ROWS
         row = 0
         for index in range(tiles):
             stop = m * (index + 1) // tiles
@@ -75,7 +84,7 @@ def _rows(vectors: int, *, bfloat16: bool) -> Any:
                 ldstart,
                 out + row * ldout * 4,
                 ldout,
-                (ahead if index == 1 else _AHEAD) if ahead else 0,
+                ahead if index == 0 else 0,
             )
             row = stop
 
@@ -94,7 +103,7 @@ def product(m, a, lda, b, ldb, k, start, ldstart, out, ldout, n, bfloat16, ahead
     """``out[r] = start[r] + a[r] @ b`` for ``m`` rows and ``n`` columns, ``n`` a multiple of 16.
 
     Addresses, and distances from row to row in elements; ``b`` holds floats or bfloat16. Where
-    ``b`` is used more than once, what lies ``ahead`` bytes after it is fetched meanwhile.
+    ``b`` is read for the first time, what lies ``ahead`` bytes after it is fetched meanwhile.
     """
     size = 2 if bfloat16 else 4
     column = 0
@@ -125,35 +134,38 @@ def _widen(source, target, n):
 def linear(x, ldx, m, k, weights, bias, out, ldout, first, last, bfloat16, scratch):
     """``m`` rows of ``k`` inputs through the panels ``first`` to ``last`` of packed weights.
 
-    ``bias`` is padded to whole panels. ``scratch`` has room for ``_CHUNK`` lines of a panel.
+    ``bias`` is padded to whole panels. ``scratch`` has room for ``_LONG_CHUNK`` lines of a panel.
     """
-    size = 2 if bfloat16 else 4
-    chunk = k if m <= _FEW_ROWS else _CHUNK
     for panel in range(first, last):
-        place = out + panel * PANEL * 4
-        start, ldstart = bias + panel * PANEL * 4, np.int64(0)
-        done = 0
-        while done < k:
-            count = min(chunk, k - done)
-            lines = weights + (panel * k + done) * PANEL * size
-            if bfloat16 and m > _FEW_ROWS:
-                _widen(lines, scratch, count * PANEL)
-                product(
-                    m, x + done * 4, ldx, scratch, PANEL, count, start, ldstart, place, ldout,
-                    PANEL, False, 0,
-                )  # fmt: skip
-            else:
-                product(
-                    m, x + done * 4, ldx, lines, PANEL, count, start, ldstart, place, ldout,
-                    PANEL, bfloat16, count * PANEL * size,
-                )  # fmt: skip
-            start, ldstart = place, ldout
-            done += count
+        _panel(x, ldx, m, k, weights, bias, out, ldout, panel, bfloat16, scratch)
+
+
+@inlined
+def _panel(x, ldx, m, k, weights, bias, out, ldout, panel, bfloat16, scratch):
+    """The outputs of one panel. Its weights are used for all rows while they are in the cache."""
+    size = 2 if bfloat16 else 4
+    widened = bfloat16 and m > _FEW_ROWS
+    chunk = k if m <= TILE_ROWS else (_SHORT_CHUNK if m <= _SOME_ROWS else _LONG_CHUNK)
+    place = out + panel * PANEL * 4
+    start, ldstart = bias + panel * PANEL * 4, np.int64(0)
+    done = 0
+    while done < k:
+        count = min(chunk, k - done)
+        lines = weights + (panel * k + done) * PANEL * size
+        if widened:
+            _widen(lines, scratch, count * PANEL)
+            lines = scratch
+        product(
+            m, x + done * 4, ldx, lines, PANEL, count, start, ldstart, place, ldout, PANEL,
+            bfloat16 and not widened, 0 if widened else _AHEAD,
+        )  # fmt: skip
+        start, ldstart = place, ldout
+        done += count
 
 
 def scratch_floats() -> int:
     """Floats that a thread needs while it widens weights."""
-    return _CHUNK * PANEL
+    return _LONG_CHUNK * PANEL
 
 
 def padded(outputs: int) -> int:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from infra.engine import blocks, compiling
 from infra.engine.blocks import BLOCK_TOKENS
 from infra.engine.compiling import compiled, inlined
-from infra.engine.strict.attention import attend, store
+from infra.engine.strict.attention import Layer, Tile, attend, divide, store
 from infra.engine.strict.elementwise import binary, f32, layer_norm, unary
 from infra.engine.strict.linear import linear
 from infra.engine.strict.program import WORDS, Code, Domain, Mode
@@ -138,8 +138,7 @@ def _by_row(op, real, row, words, scratch):
 
 @inlined
 def _linear(op, rows, words, thread, threads, scratch):
-    panels = op[23]
-    first, last = panels * thread // threads, panels * (thread + 1) // threads
+    first, last = op[23] * thread // threads, op[23] * (thread + 1) // threads
     linear(
         op[11], op[12], rows, op[22], op[20], op[21], op[6], op[7], first, last, op[24] != 0,
         scratch,
@@ -149,15 +148,18 @@ def _linear(op, rows, words, thread, threads, scratch):
 @inlined
 def _attend(op, real, words, thread, threads, scratch):
     tiles, heads = words[_TILE_COUNT], op[24]
+    layer = Layer(op[20], op[21], op[22], op[23], op[26], op[27], op[28] != 0)
     item = thread
     while item < tiles * heads:
-        tile = integers(words[_TILES] + (item // heads) * 24)
+        rows = integers(words[_TILES] + (item // heads) * 24)
+        tile = Tile(
+            rows[np.int64(0)], rows[np.int64(1)], rows[np.int64(2)],
+            words[_POSITIONS], words[_TABLES], words[_STARTS], item % heads, op[25], op[29],
+        )  # fmt: skip
         attend(
-            op[11], op[12], op[13], op[6], op[7], op[8],
-            tile[np.int64(0)], tile[np.int64(1)], tile[np.int64(2)],
-            words[_POSITIONS], words[_TABLES], words[_STARTS], item % heads, op[25], op[26], op[27],
-            op[20], op[21], op[22], op[23], op[28] != 0,
-            f32(real[np.int64(0)]), op[29], f32(real[np.int64(1)]), scratch, op[30],
+            op[11], op[12], op[13], op[6], op[7], op[8], tile, layer,
+            f32(real[np.int64(0)]), f32(real[np.int64(1)]),
+            divide(scratch, tile.rows * tile.group, layer.dim, layer.padded_dim, op[30]),
         )  # fmt: skip
         item += threads
 

@@ -90,7 +90,9 @@ class Bench:
     def __init__(
         self, prepared: Prepared, *, blocks: int = 96, max_sequences: int = 16, max_rows: int = 128
     ) -> None:
-        self.store = KVStore(prepared.geometry, blocks, prepared.dtype)
+        self.store = KVStore(
+            prepared.geometry, blocks, prepared.dtype, device=prepared.shape.device
+        )
         self.pool = BlockPool(blocks)
         self.runner = Runner(
             Executor(prepared, self.store),

@@ -121,9 +121,14 @@ def skip_unless_packable(strategy: str, dtype: torch.dtype) -> None:
         pytest.skip(str(error))
 
 
-def read(folder: str | Path, dtype: torch.dtype = torch.float32) -> Loaded:
+def device_for(strategy: str) -> str:
+    """A GPU for the strategy that is made for it, where there is one."""
+    return "cuda" if strategy == "cuda" and torch.cuda.is_available() else "cpu"
+
+
+def read(folder: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Loaded:
     """What the real loader makes of a folder, or of the name of an embedded model."""
-    return load(source_of(str(folder)), dtype)
+    return load(source_of(str(folder)), dtype, device)
 
 
 def prepared(
@@ -134,7 +139,8 @@ def prepared(
     threads: int = 2,
 ) -> Prepared:
     """A model loaded anew and made ready by a strategy."""
-    loaded = read(folder, dtype)
+    device = device_for(strategy)
+    loaded = read(folder, dtype, device)
     return prepare(
         loaded.model,
         strategy,
@@ -142,6 +148,7 @@ def prepared(
         threads=threads,
         context=loaded.context_size,
         vocabulary=loaded.vocabulary_size,
+        device=device,
     )
 
 
@@ -153,6 +160,7 @@ def options(**changes: Any) -> EngineOptions:
         "threads": 2,
         "hot_cache_bytes": 1 << 26,
         "max_batch": 16,
+        "device": device_for(changes.get("strategy", "strict")),
     }
     return EngineOptions(**(chosen | changes))
 
@@ -160,4 +168,5 @@ def options(**changes: Any) -> EngineOptions:
 def language_model(folder: str | Path, engine: Engine, **changes: Any) -> TransformersModel:
     """A loaded model as the application sees it."""
     chosen = options(**changes)
-    return TransformersModel(ModelId(Path(folder).name), read(folder, chosen.dtype), engine, chosen)
+    loaded = read(folder, chosen.dtype, chosen.device)
+    return TransformersModel(ModelId(Path(folder).name), loaded, engine, chosen)

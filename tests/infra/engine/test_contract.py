@@ -47,10 +47,12 @@ VARIANTS: Final = [
     *(Variant(family, dtype, "strict") for family in FAMILIES for dtype in DTYPES),
     *(Variant("llama", dtype, "onednn") for dtype in DTYPES),
     *(Variant("llama", dtype, "tile") for dtype in DTYPES),
+    *(Variant("llama", dtype, "cuda") for dtype in DTYPES),
     Variant("mistral", torch.float32, "strict"),
     Variant("mistral", torch.float32, "onednn"),
     Variant("gpt2", torch.float32, "strict"),
     Variant("gpt2", torch.float32, "tile"),
+    Variant("gpt2", torch.float32, "cuda"),
 ]
 
 

@@ -26,7 +26,13 @@ class Tiered(Bench):
     """A bench with little room on its device and some on its host, both in the CPU's memory."""
 
     def __init__(self, prepared: Prepared, *, blocks: int, host_slots: int) -> None:
-        self.store = KVStore(prepared.geometry, blocks, prepared.dtype, host_slots=host_slots)
+        self.store = KVStore(
+            prepared.geometry,
+            blocks,
+            prepared.dtype,
+            device=prepared.shape.device,
+            host_slots=host_slots,
+        )
         self.pool = BlockPool(blocks, host_slots=host_slots)
         self.runner = Runner(
             Executor(prepared, self.store), self.pool, max_sequences=16, max_rows=128

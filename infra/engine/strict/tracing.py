@@ -1,0 +1,86 @@
+"""What a transformers model does to its tokens, written down by ``torch.export``."""
+
+from typing import Any, Final
+
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from infra.engine.forward import Unsupported
+
+TRACED: Final = "cacher-traced"
+"""The attention that transformers calls while a model is traced."""
+
+
+@torch.library.custom_op("cacher::attend", mutates_args=())
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, layer: int, scaling: float, window: int, cap: float
+) -> Tensor:
+    """Stands for attention in a traced graph; never run."""
+    raise NotImplementedError
+
+
+@_attend.register_fake
+def _(
+    query: Tensor, key: Tensor, value: Tensor, layer: int, scaling: float, window: int, cap: float
+) -> Tensor:
+    return query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[3])
+
+
+def _traced(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    layer: Any = module.layer_idx
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return (
+        torch.ops.cacher.attend(
+            query, key, value, layer, scale, sliding_window or 0, softcap or 0.0
+        ),
+        None,
+    )
+
+
+transformers.AttentionInterface.register(TRACED, _traced)
+
+
+class _Traced(nn.Module):
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor, positions: Tensor, wanted: Tensor) -> Any:
+        return self.model(
+            input_ids=tokens, position_ids=positions, use_cache=False, logits_to_keep=wanted
+        ).logits
+
+
+def trace(model: Any, context: int) -> ExportedProgram:
+    """The graph of a causal language model: tokens, positions and wanted rows to logits.
+
+    Raises:
+        Unsupported: its code cannot be traced.
+    """
+    model.set_attn_implementation(TRACED)
+    model.config.pad_token_id = None
+    rows, wanted = torch.export.Dim("rows", min=2), torch.export.Dim("wanted", min=2)
+    example = torch.arange(min(16, context))
+    try:
+        with torch.no_grad():
+            return torch.export.export(
+                _Traced(model),
+                (torch.zeros_like(example)[None], example[None], example[:8]),
+                dynamic_shapes=({1: rows}, {1: rows}, {0: wanted}),
+                strict=False,
+            )
+    except Exception as error:
+        raise Unsupported(f"torch.export cannot trace it: {error}") from error
