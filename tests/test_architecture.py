@@ -152,7 +152,7 @@ def project_files() -> list[Path]:
     named = [ROOT / folder for folder in sorted(FOLDERS)]
     files = [file for folder in named for file in folder.rglob("*") if file.is_file()]
     files += [file for file in ROOT.iterdir() if file.is_file()]
-    left_behind = (".pyc", ".safetensors", ".db", ".lock.db", ".png", ".npz")
+    left_behind = (".pyc", ".nbc", ".nbi", ".safetensors", ".db", ".lock.db", ".png", ".npz")
     return [file for file in files if not file.name.endswith(left_behind)]
 
 

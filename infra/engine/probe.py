@@ -101,6 +101,7 @@ def check_against_plain(
     Raises:
         ModelUnavailable: the logits differ by more than rounding; the model's attention does
             something that is not supported.
+        torch.OutOfMemoryError: a GPU has no room for it.
     """
     bench = _Bench(prepared, len(plain))
     text = bench.text(_random_tokens(len(plain), vocabulary))
@@ -109,6 +110,8 @@ def check_against_plain(
     cuts = [cut for cut in (half, 1, len(plain) - half - 1) if cut]
     try:
         difference = (bench.compute(text, cuts, wanted=0) - plain).abs().max().item()
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, TypeError, AttributeError, IndexError) as error:
         raise ModelUnavailable(
             model_id, f"its modelling code is not supported: {error}", _USE_ANOTHER

@@ -267,7 +267,8 @@ def _reach(row, temperature, peak, buckets, sums, needed, counting):  # type: ig
 def _draw(row, likeliest, lowest, temperature, top_k, top_p, point):  # type: ignore[no-untyped-def]
     """A token and its probability; -1 where there is no likeliest token.
 
-    Each filter keeps the first tokens of the sorted order, so all it says is what they weigh.
+    Each filter keeps the first tokens of the sorted order: one by score raises ``floor``, one by
+    mass lowers ``kept``. What changes logits has done so before.
     """
     peak = f64(row[likeliest] / temperature)
     buckets = np.empty(len(row), np.uint16)

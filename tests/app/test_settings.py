@@ -3,8 +3,10 @@
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 
+import app.main
 from app.cli import main
 from app.settings import BadSetting, Settings, from_environment
 
@@ -56,6 +58,7 @@ def test_each_setting_has_its_default(variable: str, default: Any) -> None:
         ("CACHER_PORT", "0", 0),
         ("CACHER_THREADS", "3", 3),
         ("CACHER_DTYPE", "bfloat16", "bfloat16"),
+        ("CACHER_DEVICE", "cuda", "cuda"),
         ("CACHER_API_KEYS", "one, two ,,three", ("one", "two", "three")),
         ("CACHER_API_KEYS", "", ()),
         ("CACHER_ALLOWED_MODELS", "*", ("*",)),
@@ -70,7 +73,8 @@ def test_a_variable_sets_its_setting_and_no_other(variable: str, text: str, valu
 
 BAD = [
     ("CACHER_MODEL_NAME", "", "length >= 1"),
-    ("CACHER_DEVICE", "cuda", "allowed are cpu"),
+    ("CACHER_DEVICE", "tpu", "allowed are cpu, cuda"),
+    ("CACHER_HOST_CACHE_BYTES", "-1", ">= 0"),
     ("CACHER_DEFAULT_TEMPERATURE", "-0.1", ">= 0"),
     ("CACHER_DEFAULT_TEMPERATURE", "hot", "float"),
     ("CACHER_DEFAULT_TEMPERATURE", "nan", ">= 0"),
@@ -124,3 +128,25 @@ def test_a_bad_setting_stops_every_command_with_its_message(command: str) -> Non
     assert "CACHER_PORT is 'http'" in result.stderr
     assert "CACHER_TOP_K_LOGITS is '0'" in result.stderr
     assert "Traceback" not in result.output
+
+
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+NO_GPU = f"CACHER_DEVICE is 'cuda': torch {torch.__version__}"
+
+
+@no_gpu
+@pytest.mark.parametrize("command", ["serve", "verify"])
+def test_a_device_that_is_not_there_stops_a_command_before_it_begins(command: str) -> None:
+    result = CliRunner().invoke(main, [command], env={"CACHER_DEVICE": "cuda"})
+    assert result.exit_code == 2
+    assert NO_GPU in result.stderr
+    assert "Traceback" not in result.output
+
+
+@no_gpu
+def test_a_device_that_is_not_there_stops_a_server_of_uvicorn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CACHER_DEVICE", "cuda")
+    with pytest.raises(SystemExit, match=NO_GPU.replace("+", "[+]")):
+        app.main.app  # noqa: B018 - it is made when it is asked for

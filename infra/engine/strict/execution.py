@@ -51,7 +51,9 @@ class Execution:
         )
         stride = -(-floats * 4 // _LINE) * _LINE
         self._scratch = zeros((threads * stride,), torch.uint8)
+        self._counters = np.zeros(len(program.operations) * machine.COUNTER_BYTES // 8, np.int64)
         words = self._team.words
+        words[machine._COUNTERS] = self._counters.ctypes.data
         words[machine._SCRATCH] = self._scratch.data_ptr()
         words[machine._SCRATCH_BYTES] = stride
         words[machine._SEGMENTS] = self._segments.ctypes.data
@@ -70,7 +72,7 @@ class Execution:
         tables, starts = _tables(batch.slices)
         tokens = np.array(batch.tokens, np.int64)
         if tokens.min() < 0 or tokens.max() >= self._program.vocabulary:
-            raise ValueError("a token is not in the vocabulary")
+            raise IndexError("a token is not in the vocabulary")
         arrays = {
             machine._TOKENS: tokens,
             machine._POSITIONS: np.array(batch.positions, np.int64),
@@ -86,6 +88,7 @@ class Execution:
         words[machine._ROWS] = len(batch.tokens)
         words[machine._WANTED_ROWS] = len(batch.wanted)
         words[machine._TILE_COUNT] = len(tiles)
+        self._counters.fill(0)
         self._team.run()
         return logits[:, : self._program.vocabulary]
 

@@ -131,18 +131,12 @@ def _widen(source, target, n):
 
 
 @inlined
-def linear(x, ldx, m, k, weights, bias, out, ldout, first, last, bfloat16, scratch):
-    """``m`` rows of ``k`` inputs through the panels ``first`` to ``last`` of packed weights.
+def linear(x, ldx, m, k, weights, bias, out, ldout, panel, bfloat16, scratch):
+    """``m`` rows of ``k`` inputs through one panel of packed weights.
 
-    ``bias`` is padded to whole panels. ``scratch`` has room for ``_LONG_CHUNK`` lines of a panel.
+    Its weights are used for all rows while they are in the cache. ``bias`` is padded to whole
+    panels; ``scratch`` has room for ``_LONG_CHUNK`` lines of a panel.
     """
-    for panel in range(first, last):
-        _panel(x, ldx, m, k, weights, bias, out, ldout, panel, bfloat16, scratch)
-
-
-@inlined
-def _panel(x, ldx, m, k, weights, bias, out, ldout, panel, bfloat16, scratch):
-    """The outputs of one panel. Its weights are used for all rows while they are in the cache."""
     size = 2 if bfloat16 else 4
     widened = bfloat16 and m > _FEW_ROWS
     chunk = k if m <= TILE_ROWS else (_SHORT_CHUNK if m <= _SOME_ROWS else _LONG_CHUNK)

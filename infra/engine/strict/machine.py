@@ -51,7 +51,7 @@ _PASS = 64
 _THREADS, _OPERATIONS, _REALS, _SEGMENTS, _SEGMENT_COUNT = range(_PASS, _PASS + 5)
 _ROWS, _WANTED_ROWS, _TOKENS, _POSITIONS, _WANTED, _BLOCKS = range(_PASS + 5, _PASS + 11)
 _TABLES, _STARTS, _TILES, _TILE_COUNT = range(_PASS + 11, _PASS + 15)
-_SCRATCH, _SCRATCH_BYTES = range(_PASS + 15, _PASS + 17)
+_SCRATCH, _SCRATCH_BYTES, _COUNTERS = range(_PASS + 15, _PASS + 18)
 _SIZE: Final = _PASS + 32
 
 _lock = types.ExternalFunction("pthread_mutex_lock", types.int32(types.int64))
@@ -59,6 +59,9 @@ _unlock = types.ExternalFunction("pthread_mutex_unlock", types.int32(types.int64
 _sleep = types.ExternalFunction("pthread_cond_wait", types.int32(types.int64, types.int64))
 _wake = types.ExternalFunction("pthread_cond_broadcast", types.int32(types.int64))
 _yield = types.ExternalFunction("sched_yield", types.int32())
+
+COUNTER_BYTES: Final = 64
+"""An operation's counter, on a cache line of its own, says what part of it nobody has taken."""
 
 _LINEAR, _ATTEND, _LAYER_NORM = int(Code.LINEAR), int(Code.ATTEND), int(Code.LAYER_NORM)
 _EMBED, _STORE, _ADD = int(Code.EMBED), int(Code.STORE), int(Code.ADD)
@@ -137,20 +140,21 @@ def _by_row(op, real, row, words, scratch):
 
 
 @inlined
-def _linear(op, rows, words, thread, threads, scratch):
-    first, last = op[23] * thread // threads, op[23] * (thread + 1) // threads
-    linear(
-        op[11], op[12], rows, op[22], op[20], op[21], op[6], op[7], first, last, op[24] != 0,
-        scratch,
-    )  # fmt: skip
+def _linear(op, rows, counter, scratch):
+    panel = fetch_add(counter, 1)
+    while panel < op[23]:
+        linear(
+            op[11], op[12], rows, op[22], op[20], op[21], op[6], op[7], panel, op[24] != 0, scratch
+        )
+        panel = fetch_add(counter, 1)
 
 
 @inlined
-def _attend(op, real, words, thread, threads, scratch):
-    tiles, heads = words[_TILE_COUNT], op[24]
+def _attend(op, real, words, counter, scratch):
+    heads = op[24]
     layer = Layer(op[20], op[21], op[22], op[23], op[26], op[27], op[28] != 0)
-    item = thread
-    while item < tiles * heads:
+    item = fetch_add(counter, 1)
+    while item < words[_TILE_COUNT] * heads:
         rows = integers(words[_TILES] + (item // heads) * 24)
         tile = Tile(
             rows[np.int64(0)], rows[np.int64(1)], rows[np.int64(2)],
@@ -161,7 +165,7 @@ def _attend(op, real, words, thread, threads, scratch):
             f32(real[np.int64(0)]), f32(real[np.int64(1)]),
             divide(scratch, tile.rows * tile.group, layer.dim, layer.padded_dim, op[30]),
         )  # fmt: skip
-        item += threads
+        item = fetch_add(counter, 1)
 
 
 @inlined
@@ -179,10 +183,11 @@ def _segment(start, stop, words, thread, threads):
     elif rows > 0:
         for index in range(start, stop):
             op = integers(base + index * WORDS * 8)
+            counter = words[_COUNTERS] + index * COUNTER_BYTES
             if op[np.int64(0)] == _LINEAR:
-                _linear(op, rows, words, thread, threads, scratch)
+                _linear(op, rows, counter, scratch)
             else:
-                _attend(op, doubles(reals + index * 32), words, thread, threads, scratch)
+                _attend(op, doubles(reals + index * 32), words, counter, scratch)
 
 
 @inlined

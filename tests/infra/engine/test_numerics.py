@@ -200,7 +200,7 @@ import os, sys
 class Watch:
     def find_spec(self, name, path=None, target=None):
         if name == "torch":
-            print(os.environ.get("GOMP_SPINCOUNT"))
+            print(os.environ.get(sys.argv[1]))
             os._exit(0)
 
 sys.meta_path.insert(0, Watch())
@@ -208,13 +208,18 @@ import app.cli
 """
 
 
-def test_how_threads_wait_is_set_before_the_server_loads_torch() -> None:
-    environment = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"}
+@pytest.mark.parametrize(
+    ("variable", "value"), [("GOMP_SPINCOUNT", "1000"), ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")]
+)
+def test_what_libraries_read_when_they_are_loaded_is_set_before_the_server_loads_torch(
+    variable: str, value: str
+) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != variable}
     ran = subprocess.run(
-        [sys.executable, "-uc", IMPORTED_FIRST],
+        [sys.executable, "-uc", IMPORTED_FIRST, variable],
         env=environment,
         capture_output=True,
         text=True,
         check=True,
     )
-    assert ran.stdout.strip() == "1000"
+    assert ran.stdout.strip() == value
