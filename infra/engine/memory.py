@@ -14,7 +14,7 @@ def zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     A page of 2 MiB in place of 512 of 4 KiB spares address lookups where weights are streamed.
     """
     size = math.prod(shape) * dtype.itemsize
-    pages = mmap.mmap(-1, max(size, 1))
+    pages = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE") and size >= 1 << 21:
         pages.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(pages, dtype=dtype, count=math.prod(shape)).view(tuple(shape))

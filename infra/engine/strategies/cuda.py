@@ -9,8 +9,8 @@ of a row do not depend on what else is in the pass:
   masked adds exact zeros: through how many spans a tile goes changes nothing;
 * that a kernel treats each row of a tile alike, wherever it lies, is left to the probe to find out.
 
-On a GPU a tile is replayed as a CUDA graph, one for each number of spans: Python and launches cost
-nothing then. On a CPU the same operations run one after the other, which is slow: it is for tests.
+On a GPU a tile is replayed as a CUDA graph, one for each number of spans, which spares Python and
+launches; no GPU has run it yet. On a CPU the same operations run one by one, slowly: for tests.
 """
 
 import threading
@@ -30,7 +30,7 @@ from infra.engine.strategies import strategy
 from infra.engine.threads import threads
 
 TILE: Final = 64
-"""Rows of every product: as many as the matrix units of a GPU take at once."""
+"""Rows of every product: what one matrix instruction of a recent GPU takes."""
 
 SPAN: Final = 8
 """Blocks of keys that attention takes at once."""

@@ -21,6 +21,7 @@ from torch.fx import Node
 
 from infra.engine.forward import Shape, Unsupported
 from infra.engine.kv_store import Geometry
+from infra.engine.memory import zeros
 from infra.engine.strict import linear
 from infra.engine.strict.operators import ALIKE, ARITHMETIC, FUNCTIONS, POWERS, RESHAPING
 from infra.engine.strict.program import (
@@ -194,6 +195,10 @@ class _Lowering:
         self._program.alive.append(tensor)
         return tensor.data_ptr()
 
+    def _own(self, tensor: Tensor) -> int:
+        """Keep a copy in single precision: what was loaded is a view of its whole file."""
+        return self._hold(tensor.to(torch.float32, copy=True).contiguous())
+
     def _operand(
         self, value: _Value, shape: torch.Size, domain: Domain
     ) -> tuple[Operand, list[int]]:
@@ -206,12 +211,12 @@ class _Lowering:
         if isinstance(value, Table):
             if domain != Domain.ROWS:
                 raise Unsupported("positions of wanted rows")
-            table = value.tensor.movedim(value.axis, 0).contiguous().float()
+            table = value.tensor.movedim(value.axis, 0).contiguous()
             one = torch.empty(table.shape[1:], device="meta").unsqueeze(value.axis)
-            place = Operand(Mode.POSITION, self._hold(table), one.numel(), 0, 0)
+            place = Operand(Mode.POSITION, self._own(table), one.numel(), 0, 0)
             return place, list(one.expand(shape).stride())
-        tensor = torch.as_tensor(value, dtype=torch.float32).contiguous()
-        place = Operand(Mode.FIXED, self._hold(tensor), 0, 0, 0)
+        tensor = torch.as_tensor(value).contiguous()
+        place = Operand(Mode.FIXED, self._own(tensor), 0, 0, 0)
         return place, list(tensor.to("meta").expand(shape).stride())
 
     def _shape(self, value: _Value) -> torch.Size:
@@ -263,7 +268,8 @@ class _Lowering:
         width = weight.shape[1]
         result = self._new((1, 1, width), Domain.ROWS)
         out = Operand(Mode.ROW, 0, 0, 0, 1, result.slot)
-        extra = (self._hold(weight.contiguous()), int(weight.dtype == torch.bfloat16))
+        table = zeros(weight.shape, weight.dtype).copy_(weight)
+        extra = (self._hold(table), int(weight.dtype == torch.bfloat16))
         self._emit(Code.EMBED, Domain.ROWS, 1, width, out, (), extra)
         return result
 
@@ -327,7 +333,7 @@ class _Lowering:
         out = Operand(Mode.ROW, 0, 0, 0, 1, result.slot)
         place = Operand(Mode.ROW, int(value.shape.storage_offset()), 0, 0, 1, value.slot)
         extra = tuple(
-            0 if each is None else self._hold(each.float().contiguous()) for each in (weight, bias)
+            0 if each is None else self._own(each) for each in (weight, bias)
         )
         self._emit(
             Code.LAYER_NORM, value.domain, 1, shape[0], out, (place,), extra, (float(epsilon),)
