@@ -1,8 +1,9 @@
 """``/v1/generate``."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Final
 
 from litestar import Request, Response, Router
 from litestar.background_tasks import BackgroundTask
@@ -21,6 +22,9 @@ from domain.ports import Step
 
 Items = AsyncGenerator[Step | Recorded, None]
 
+CLIENT_LEFT: Final = 499
+"""What logs show for a client that did not wait for its answer."""
+
 
 @writing("/generate/token", GenerateTokens, answer=Generated)
 async def generate_tokens(
@@ -36,7 +40,10 @@ async def generate_tokens(
     items = generate(service, call, data.state_id, data, streamed=data.stream)
     if data.stream:
         items = ahead(items)
-        events = _events(items, await anext(items), include_sampling=include is not None)
+        first = await _first(items, request)
+        if first is None:
+            return Response(None, status_code=CLIENT_LEFT)
+        events = _events(items, first, include_sampling=include is not None)
         # Whatever ends the response ends the generation, at once and not when memory is swept.
         return Stream(
             events,
@@ -48,6 +55,27 @@ async def generate_tokens(
         recorded = [item async for item in items if isinstance(item, Recorded)]
     answer = answers.generated(recorded[0], include_sampling=include is not None)
     return Response(answer, headers=etag(answer.version))
+
+
+async def _first(items: Items, request: Request[Any, Any, Any]) -> Step | Recorded | None:
+    """The first item; none if the client leaves before, and then nothing is generated for it."""
+    arriving = asyncio.ensure_future(anext(items))
+    leaving = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((arriving, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if arriving.done():
+            return arriving.result()
+        arriving.cancel()
+        await asyncio.wait((arriving,))
+        await items.aclose()
+        return None
+    finally:
+        leaving.cancel()
+
+
+async def _disconnected(request: Request[Any, Any, Any]) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _events(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 
 from infra.engine.jobs import Job
+from infra.engine.recorder import Recorder
 from infra.engine.runner import Runner
 
 logger = logging.getLogger(__name__)
@@ -18,23 +19,28 @@ Command = Callable[[], None]
 class Engine:
     """Owns the engine thread: takes jobs from any thread, steps the models that have work.
 
+    ``recorder`` is the thread beside it that records what comes of their steps.
+
     Models with work take turns, one forward pass each; a pass is short where streams of another
     model wait for it. Used as a context manager.
     """
 
     def __init__(self) -> None:
+        self.recorder = Recorder()
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._busy: list[Runner] = []
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def __enter__(self) -> "Engine":
+        self.recorder.__enter__()
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.submit(self._stop)
         self._thread.join()
+        self.recorder.__exit__()
 
     def submit(self, command: Command) -> None:
         """Run ``command`` on the engine's thread, between two forward passes."""

@@ -13,7 +13,7 @@ from domain.ids import TokenId
 from domain.ports import Drawing, Drawn, GenerationRequest, Redraw, Scored, Step
 from domain.stopping import Stopping
 from infra.engine import sampler
-from infra.engine.recorder import Recorder, Recording, shared
+from infra.engine.recorder import Recorder, Recording
 from infra.engine.sampler import Draw, Measures, Row
 from infra.engine.scheduler import Sequence as Text
 from infra.models.tokenizer import Tokenizer
@@ -89,7 +89,7 @@ class Generation:
         tokenizer: Tokenizer,
         eos_token_ids: frozenset[TokenId],
         deliver: Callable[[Step | Exception | None], None],
-        recorder: Recorder | None = None,
+        recorder: Recorder,
     ) -> None:
         held = len(request.tokens)
         self.text = Text(
@@ -108,7 +108,7 @@ class Generation:
             context_size=request.context_size,
         )
         self._deliver = deliver
-        self._recording = Recording(recorder or shared(), deliver)
+        self._recording = Recording(recorder, deliver)
 
     def accept(self, position: int, logits: Row) -> bool:
         """Draw the token after ``position``."""
@@ -158,7 +158,7 @@ class Scoring:
         redraws: Sequence[Redraw],
         tokenizer: Tokenizer,
         deliver: Callable[[Scored | Exception], None],
-        recorder: Recorder | None = None,
+        recorder: Recorder,
     ) -> None:
         self.text = Text(tokens=list(tokens), limit=len(tokens), first_wanted=start - 1, root=root)
         self._drawings = {
@@ -171,7 +171,7 @@ class Scoring:
         self._measures: list[Measures] = []
         self._digests: list[str] = []
         self._deliver = deliver
-        self._recording = Recording(recorder or shared(), deliver)
+        self._recording = Recording(recorder, deliver)
 
     def accept(self, position: int, logits: Row) -> bool:
         """Score the token after ``position``."""

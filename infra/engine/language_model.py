@@ -150,6 +150,7 @@ class TransformersModel:
             tokenizer=self._tokenizer,
             eos_token_ids=self.eos_token_ids,
             deliver=_deliver_to(inbox),
+            recorder=self._engine.recorder,
         )
         self._start(job)
         try:
@@ -177,6 +178,7 @@ class TransformersModel:
             redraws=redraws,
             tokenizer=self._tokenizer,
             deliver=_deliver_to(inbox),
+            recorder=self._engine.recorder,
         )
         self._start(job)
         try:

@@ -133,9 +133,3 @@ class Recording:
             self._ended = True
             logger.error("a job failed", exc_info=error)
             self._deliver(error)
-
-
-@functools.cache
-def shared() -> Recorder:
-    """The recorder of this process; its thread ends with it."""
-    return Recorder().__enter__()

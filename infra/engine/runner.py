@@ -77,7 +77,7 @@ class Runner:
         except Exception as error:
             logger.exception("a forward pass failed")
             for piece in plan.slices:
-                self._fail(piece, error)
+                self._fail(self._jobs[piece.sequence], error)
             return
         self.scheduler.commit(plan.slices)
         rows = iter(logits.numpy())
@@ -93,9 +93,8 @@ class Runner:
                     job.finish()
         except Exception as error:
             logger.exception("a job failed")
-            self._fail(piece, error)
+            self._fail(job, error)
 
-    def _fail(self, piece: Slice, error: Exception) -> None:
-        job = self._jobs[piece.sequence]
+    def _fail(self, job: Job, error: Exception) -> None:
         self.drop(job)
         job.fail(error)

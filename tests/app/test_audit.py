@@ -209,7 +209,8 @@ def test_a_model_says_what_it_claims_about_its_bits(client: httpx.Client) -> Non
     numerics = model["numerics"]
     assert {"deterministic", "fingerprint", "strategy", "dtype", "quantum"} <= set(numerics)
     assert (numerics["deterministic"], numerics["dtype"]) == (True, "float32")
-    assert numerics["quantum"] >= 4
+    assert numerics["strategy"] == "strict"
+    assert numerics["quantum"] == 1
     state_id = create(client)["state_id"]
     generate(client, state_id)
     assert events(client, state_id)[-1]["fingerprint"] == numerics["fingerprint"]

@@ -155,3 +155,21 @@ def test_a_model_is_not_loaded_to_say_that_nothing_is_hot(database: Path) -> Non
         cache = read(client, state_id, include="cache")["cache"]
         assert cache == {"tier": "none", "tokens_hot": 0}
         assert not ok(client.get("/v1/models"))[0]["loaded"]
+
+
+def test_a_client_that_leaves_before_its_first_token_gives_its_place_back(
+    served: tuple[httpx.Client, Engine],
+) -> None:
+    client, engine = served
+    state = create(client)["state_id"]
+    with Gate(engine) as gate:
+        gate.reach()
+        with pytest.raises(httpx.ReadTimeout):
+            client.post(
+                "/v1/generate/token",
+                json={"state_id": state, "max_tokens": 4, "stream": True},
+                timeout=0.5,
+            )
+        eventually(lambda: metric(client, "requests_in_line") == 0)
+    eventually(lambda: is_idle(client))
+    assert ok(client.get(f"/v1/states/{state}"))["version"] == 1

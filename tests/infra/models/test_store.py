@@ -166,5 +166,5 @@ async def test_a_model_is_described_by_its_own_config_and_what_it_claims(
     assert (numerics.deterministic, numerics.dtype, numerics.strategy) == (
         True,
         "float32",
-        "onednn",
+        "strict",
     )
