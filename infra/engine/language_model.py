@@ -35,7 +35,7 @@ _SHORT_TEXT_BYTES: Final = 4096
 MAX_ROWS: Final = 512
 """Rows of one forward pass at most: enough for a prefill to be as fast as it gets."""
 
-MAX_PREFILL_ROWS_BESIDE_STREAMS: Final = 64
+MAX_PREFILL_ROWS_BESIDE_STREAMS: Final = 48
 """Of them prefill, when texts are generated: a stream then waits about three of its usual steps."""
 
 
