@@ -37,7 +37,7 @@ _ERF_3, _ERF_4, _ERF_5 = f32(1.421413741), f32(-1.453152027), f32(1.061405429)
 
 @inlined
 def exp(x):
-    """The exponential; 0 below -87, for ``-inf`` too."""
+    """The exponential; 0 below -87, for ``-inf`` too, and above 88 what it is there."""
     clamped = min(max(x, _EXP_MIN), _EXP_MAX)
     shifted = clamped * _LOG2_E + _ROUNDING
     whole = shifted - _ROUNDING
@@ -46,7 +46,7 @@ def exp(x):
     p = p * (r * r) + r + _ONE
     exponent = bits_of(shifted) - _ROUNDING_BITS + _EXPONENT_BIAS
     power = float_of(i32(exponent << _MANTISSA_BITS))
-    return p * power if x >= _EXP_MIN else _ZERO
+    return _ZERO if x < _EXP_MIN else p * power
 
 
 @inlined

@@ -23,6 +23,7 @@ from infra.engine.forward import Shape, Unsupported
 from infra.engine.kv_store import Geometry
 from infra.engine.memory import zeros
 from infra.engine.strict import linear
+from infra.engine.strict.exact import evaluate
 from infra.engine.strict.operators import ALIKE, ARITHMETIC, FUNCTIONS, POWERS, RESHAPING
 from infra.engine.strict.program import (
     NOWHERE,
@@ -111,7 +112,7 @@ class _Lowering:
         rows = any(isinstance(value, Rows | list) for value in values)
         tokens = any(isinstance(v, Input) and v.name in ("tokens", "wanted") for v in values)
         if not rows and not tokens:
-            return self._evaluate(node)
+            return self._evaluate(node, name)
         if name in ALIKE:
             return values[0]
         if name in RESHAPING:
@@ -128,7 +129,7 @@ class _Lowering:
     def _value(self, argument: Any) -> _Value:
         return self._values[argument] if isinstance(argument, Node) else argument
 
-    def _evaluate(self, node: Node) -> _Value:
+    def _evaluate(self, node: Node, name: str) -> _Value:
         """Compute what depends on weights and positions alone."""
 
         def known(argument: Node) -> Any:
@@ -139,7 +140,7 @@ class _Lowering:
 
         arguments, options = torch.fx.map_arg((node.args, node.kwargs), known)
         target: Any = node.target
-        result = target(*arguments, **options)
+        result = evaluate(target, name, arguments, options)
         if not any(isinstance(self._values[n], Table) for n in node.all_input_nodes):
             return result
         if isinstance(result, Tensor):
@@ -332,9 +333,7 @@ class _Lowering:
         result = self._new(value.shape.shape, value.domain)
         out = Operand(Mode.ROW, 0, 0, 0, 1, result.slot)
         place = Operand(Mode.ROW, int(value.shape.storage_offset()), 0, 0, 1, value.slot)
-        extra = tuple(
-            0 if each is None else self._own(each) for each in (weight, bias)
-        )
+        extra = tuple(0 if each is None else self._own(each) for each in (weight, bias))
         self._emit(
             Code.LAYER_NORM, value.domain, 1, shape[0], out, (place,), extra, (float(epsilon),)
         )

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from infra.engine.forward import Unsupported
+from infra.engine.strict.exact import rotary_buffers
 
 TRACED: Final = "cacher-traced"
 """The attention that transformers calls while a model is traced."""
@@ -74,13 +75,16 @@ def trace(model: Any, context: int) -> ExportedProgram:
     model.config.pad_token_id = None
     rows, wanted = torch.export.Dim("rows", min=2), torch.export.Dim("wanted", min=2)
     example = torch.arange(min(16, context))
+    traced = _Traced(model)
     try:
         with torch.no_grad():
-            return torch.export.export(
-                _Traced(model),
+            exported = torch.export.export(
+                traced,
                 (torch.zeros_like(example)[None], example[None], example[:8]),
                 dynamic_shapes=({1: rows}, {1: rows}, {0: wanted}),
                 strict=False,
             )
     except Exception as error:
         raise Unsupported(f"torch.export cannot trace it: {error}") from error
+    exported.constants.update(rotary_buffers(traced))
+    return exported

@@ -8,10 +8,10 @@ import platform
 from collections.abc import Callable
 from typing import Any, Final
 
-import llvmlite.binding
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 LANES: Final = 16
@@ -21,7 +21,7 @@ _F32, _I16, _I32, _I64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntT
 _VECTOR = ir.VectorType(_F32, LANES)
 _FLOAT_BYTES: Final = 4
 
-WIDE: Final = "avx512f" in llvmlite.binding.get_host_cpu_features()
+WIDE: Final = "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2].split(",")
 """Whether a vector is one register. It decides the shape of tiles, never their bits."""
 
 

@@ -19,6 +19,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | Path]:
         family: small_models.write(parent / family, make())
         for family, make in small_models.FAMILIES.items()
     }
+    made |= {
+        name: small_models.write(parent / name, make(), vocabulary=vocabulary)
+        for name, (make, vocabulary) in small_models.SHAPES.items()
+    }
     return {small_models.CACHER_TINY: small_models.CACHER_TINY, **made}
 
 
