@@ -16,7 +16,7 @@ from infra.engine.engine import Engine
 from infra.engine.forward import Prepared
 from infra.engine.language_model import TransformersModel
 from tests.infra.engine import small_models
-from tests.infra.engine.asking import GREEDY, request, steps, tokens_of
+from tests.infra.engine.asking import request, steps, tokens_of
 from tests.infra.engine.bench import Bench, text
 from tests.infra.engine.small_models import CACHER_TINY, CONTEXT
 
