@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from domain.chain import Row
 from domain.config import (
+    BeamParameters,
     ConfigChanges,
     GenerationParameters,
     LogitsStorage,
@@ -26,10 +27,13 @@ from domain.config import (
 from domain.errors import UnknownEvent
 from domain.ids import ModelId, Position, Seed, StateId, TokenId, Version
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 """Number of the payload schema that this release writes; it reads this one and all before."""
 
-FinishReason = Literal["stop_sequence", "stop_token", "eos", "context_full", "cancelled"]
+FinishReason = Literal[
+    "stop_sequence", "stop_token", "eos", "constraint", "context_full", "cancelled"
+]
+"""Why a text ended; ``constraint``: its constraint is fulfilled and allows nothing after it."""
 
 
 class Fragment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -37,11 +41,14 @@ class Fragment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     ``ends[i]`` is the length (Unicode code points) of the text after token ``i``; a token that
     ends inside a character adds nothing, the one that completes it adds the whole character.
+    ``bytes`` are those, in hexadecimal, of each token that is not whole characters by itself, by
+    its index.
     """
 
     tokens: tuple[TokenId, ...]
     text: str
     ends: tuple[int, ...]
+    bytes: dict[int, str] = {}
 
     @classmethod
     def of(cls, tokens: Sequence[TokenId], pieces: Sequence[str]) -> "Fragment":
@@ -61,17 +68,45 @@ class New(
     """The state began with the text or tokens its client gave."""
 
 
+class ContinuationId(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One of the continuations or beams that a state got at a version, counted from 0."""
+
+    version: Version
+    index: int
+
+
 class Fork(
     Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="fork", tag_field="kind"
 ):
-    """The state began as the first ``head_position`` tokens of another at ``version``."""
+    """The state began as the first ``head_position`` tokens of another at ``version``.
+
+    With a ``continuation``, as all its tokens and those of the continuation.
+    """
+
+    state_id: StateId
+    version: Version
+    head_position: int
+    continuation: ContinuationId | None = None
+
+
+class Parent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A state at a version, when it held ``head_position`` tokens."""
 
     state_id: StateId
     version: Version
     head_position: int
 
 
-Origin = New | Fork
+class Merge(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="merge", tag_field="kind"
+):
+    """The state began as the tokens that its parents begin with, then each one's own, in order."""
+
+    parents: tuple[Parent, ...]
+    strategy: Literal["concatenate"]
+
+
+Origin = New | Fork | Merge
 
 
 class Alternative(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -121,7 +156,8 @@ class StateCreated(
     """A state began.
 
     ``model_revision`` is the commit that a model of the hub was pinned to; null for other models,
-    and for a fork, whose parent says it.
+    and for a fork or a merge, whose parents say it. ``dropped`` tokens came before its first one
+    and are not held any more: they count in absolute positions.
     """
 
     origin: Origin
@@ -131,6 +167,7 @@ class StateCreated(
     config: StateConfig
     metadata: Metadata
     content: Fragment
+    dropped: int = 0
 
 
 class TextForwarded(
@@ -141,9 +178,13 @@ class TextForwarded(
     tag_field="type",
     tag="text_forwarded",
 ):
-    """Text was appended without generating."""
+    """Text was appended without generating, from the absolute position ``start`` on.
+
+    The state had let go of ``dropped`` tokens by then.
+    """
 
     start: int
+    dropped: int = 0
     content: Fragment
     scores: Scores
 
@@ -161,17 +202,107 @@ class TokensGenerated(
     ``start`` is the absolute position of the first new token: with the seed it fixes every
     random number drawn. ``sampling_probabilities`` are those under the processed distribution.
     ``finish_reason`` null means ``max_tokens`` was reached and the text could go on.
+
+    The state had let go of ``dropped`` tokens by then. The call had drawn ``resumes`` tokens
+    before ``start``: those of the events that this one goes on from.
     """
 
     parameters: GenerationParameters
     seed: Seed
     start: int
+    dropped: int = 0
+    resumes: int = 0
     content: Fragment
     scores: Scores
     sampling_probabilities: tuple[float, ...]
     alternatives: tuple[tuple[Alternative, ...], ...]
     stored_logits: StoredLogits | None
     finish_reason: FinishReason | None
+
+
+class Continuation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One way in which a text could go on; fields as in :class:`TokensGenerated`."""
+
+    content: Fragment
+    scores: Scores
+    sampling_probabilities: tuple[float, ...]
+    alternatives: tuple[tuple[Alternative, ...], ...]
+    finish_reason: FinishReason | None
+
+
+class ContinuationsGenerated(
+    Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    tag_field="type",
+    tag="continuations_generated",
+):
+    """The model continued the state in several ways; the state holds what it held.
+
+    Continuation ``i`` was drawn with branch ``i`` of the seed's random numbers. Blobs of
+    ``stored_logits`` come continuation after continuation.
+    """
+
+    parameters: GenerationParameters
+    seed: Seed
+    start: int
+    dropped: int = 0
+    continuations: tuple[Continuation, ...]
+    stored_logits: StoredLogits | None
+
+
+class BeamStep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The running beams after one step: the token of each, and the beam before it went on from."""
+
+    parents: tuple[int, ...]
+    tokens: tuple[TokenId, ...]
+
+
+class Beam(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A sequence that a beam search found; ``score`` is what it was ranked by.
+
+    ``finished`` says that it ended with an end-of-sequence or stop token.
+    """
+
+    content: Fragment
+    scores: Scores
+    score: float
+    finished: bool
+
+
+class BeamsGenerated(
+    Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    tag_field="type",
+    tag="beams_generated",
+):
+    """Beam search continued the state; the state holds what it held.
+
+    ``steps`` are the whole search, so that it can be re-executed in one pass; ``beams`` what it
+    found, best first.
+    """
+
+    parameters: BeamParameters
+    start: int
+    dropped: int = 0
+    steps: tuple[BeamStep, ...]
+    beams: tuple[Beam, ...]
+
+
+class ContextSlid(
+    Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    tag_field="type",
+    tag="context_slid",
+):
+    """The state was full and let go of its first ``dropped`` tokens."""
+
+    dropped: int
 
 
 class ConfigChanged(
@@ -211,7 +342,17 @@ class StateDeleted(
     """The state takes no more operations."""
 
 
-Event = StateCreated | TextForwarded | TokensGenerated | ConfigChanged | HeadRewound | StateDeleted
+Event = (
+    StateCreated
+    | TextForwarded
+    | TokensGenerated
+    | ContinuationsGenerated
+    | BeamsGenerated
+    | ContextSlid
+    | ConfigChanged
+    | HeadRewound
+    | StateDeleted
+)
 
 
 class Recorded(Struct, frozen=True):

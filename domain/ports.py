@@ -5,10 +5,20 @@ from typing import Any, Literal, Protocol
 
 from msgspec import Struct
 
+from domain.beams import Candidates
 from domain.chain import Head, Row
-from domain.config import GenerationParameters, LogitsStorage, ModelType, SamplingParameters
+from domain.config import (
+    BeamParameters,
+    Constraint,
+    GenerationParameters,
+    LogitsStorage,
+    ModelType,
+    SamplingParameters,
+)
 from domain.events import (
     Alternative,
+    Beam,
+    BeamStep,
     Event,
     Fingerprint,
     FinishReason,
@@ -145,10 +155,19 @@ class EventLog(LogReader, Protocol):
 
 
 class Drawing(Struct, frozen=True, kw_only=True):
-    """How tokens are drawn, and what is kept of each draw."""
+    """How tokens are drawn, and what is kept of each draw.
+
+    ``branch`` and the token's absolute position, which is ``dropped`` more than its place among
+    the tokens held, choose the random number. A constraint reads the text of its own call, whose
+    first token is at the place ``began``.
+    """
 
     sampling: SamplingParameters
     seed: Seed
+    branch: int = 0
+    dropped: int = 0
+    constraint: Constraint | None = None
+    began: int = 0
     top_logprobs: int
     store_logits: LogitsStorage
     top_k_logits: int
@@ -169,19 +188,27 @@ class Drawn(Struct, frozen=True, kw_only=True):
 
 
 class Step(Struct, frozen=True):
-    """A token of a generation as it comes: where, what was drawn, its text, why it ends."""
+    """A token of a generation as it comes.
 
+    Its branch, its place among the tokens held, what was drawn, the text it adds, its bytes where
+    it is not whole characters by itself, and why the branch ends with it.
+    """
+
+    branch: int
     position: int
     drawn: Drawn
     text: str
+    bytes: bytes | None
     finish_reason: FinishReason | None
 
 
 class GenerationRequest(Struct, frozen=True, kw_only=True):
-    """Continue ``tokens`` by at most ``max_new`` tokens (0 or more).
+    """Continue ``tokens`` by at most ``max_new`` tokens (0 or more), in ``branches`` ways.
 
-    Ends before that at a stop or at the model's end-of-sequence token; reaching
-    ``context_size`` is an end of its own.
+    A branch ends before that at a stop or at the model's end-of-sequence token; reaching
+    ``context_size`` is an end of its own. Branch ``i`` draws as ``drawing`` says with ``i`` as
+    the branch. What came from ``drawing.began`` on belongs to this generation: stop sequences see
+    it.
     """
 
     tokens: tuple[TokenId, ...]
@@ -189,6 +216,22 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     drawing: Drawing
     max_new: int
     context_size: int
+    branches: int = 1
+
+
+class BeamRequest(Struct, frozen=True, kw_only=True):
+    """Continue ``tokens`` by beam search, by at most ``max_new`` tokens (1 or more)."""
+
+    tokens: tuple[TokenId, ...]
+    parameters: BeamParameters
+    max_new: int
+
+
+class BeamsFound(Struct, frozen=True, kw_only=True):
+    """A whole beam search, and the sequences it found, best first."""
+
+    steps: tuple[BeamStep, ...]
+    beams: tuple[Beam, ...]
 
 
 class Redraw(Struct, frozen=True, kw_only=True):
@@ -199,14 +242,29 @@ class Redraw(Struct, frozen=True, kw_only=True):
     drawing: Drawing
 
 
+class ScoreRequest(Struct, frozen=True, kw_only=True):
+    """Score ``tokens[start:]`` (``start`` >= 1).
+
+    ``redraws`` lie within these positions and do not overlap. Where ``candidates`` are given, also
+    the tokens that a beam search with these parameters chooses from at each of the positions.
+    """
+
+    tokens: tuple[TokenId, ...]
+    start: int
+    redraws: tuple[Redraw, ...] = ()
+    candidates: BeamParameters | None = None
+
+
 class Scored(Struct, frozen=True, kw_only=True):
     """The scores of a run of given tokens, and what the redraws asked about gave, in order.
 
-    ``tokens_reused`` had their K/V in the cache, ``tokens_computed`` did not.
+    ``candidates`` has one entry for each position if they were asked for. ``tokens_reused`` had
+    their K/V in the cache, ``tokens_computed`` did not.
     """
 
     scores: Scores
     redrawn: tuple[Drawn, ...]
+    candidates: tuple[Candidates, ...] = ()
     tokens_computed: int
     tokens_reused: int
 
@@ -295,19 +353,27 @@ class LanguageModel(Protocol):
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Step, None]:
         """Draw tokens one by one. Closing the iterator ends the work and frees its memory."""
 
-    async def score(
-        self,
-        tokens: Sequence[TokenId],
-        start: int,
-        *,
-        redraws: Sequence[Redraw] = (),
-        private: bool = False,
-    ) -> Scored:
-        """Score ``tokens[start:]`` in one pass (``start`` >= 1), at prefill speed.
+    async def search(self, request: BeamRequest) -> BeamsFound:
+        """Continue a text by beam search. Cancelling it ends the work and frees its memory."""
 
-        ``redraws`` lie within these positions and do not overlap. ``private`` uses no KV block
-        that this call did not compute itself, and leaves none behind.
+    async def score(
+        self, requests: Sequence[ScoreRequest], *, private: bool = False
+    ) -> list[Scored]:
+        """Score texts at prefill speed, each as asked.
+
+        ``private`` uses no KV block that this call did not compute itself, and leaves none
+        behind; tokens that several of the texts begin with are computed once.
         """
+
+    async def check_constraint(self, constraint: Constraint) -> None:
+        """Make sure that a text can be held to a constraint.
+
+        Raises:
+            InvalidInput: it is malformed, too large, or no text satisfies it; says where.
+        """
+
+    def fulfils(self, constraint: Constraint, tokens: Sequence[TokenId]) -> bool:
+        """Whether tokens satisfy a constraint that allows nothing after them."""
 
     def tokens_hot(self, tokens: Sequence[TokenId]) -> int:
         """How many leading tokens have their K/V in the cache."""

@@ -9,7 +9,10 @@ from msgspec import Struct
 from domain.config import Metadata, ModelType, StateConfig
 from domain.errors import UnknownEvent
 from domain.events import (
+    BeamsGenerated,
     ConfigChanged,
+    ContextSlid,
+    ContinuationsGenerated,
     Fragment,
     HeadRewound,
     Origin,
@@ -23,7 +26,10 @@ from domain.ids import ModelId, StateId, Version
 
 
 class Live(Struct, frozen=True, kw_only=True):
-    """A state that takes operations. ``content`` holds all its tokens and their text."""
+    """A state that takes operations. ``content`` holds all its tokens and their text.
+
+    ``dropped`` tokens came before them and were let go of; they count in absolute positions.
+    """
 
     state_id: StateId
     version: Version
@@ -33,6 +39,7 @@ class Live(Struct, frozen=True, kw_only=True):
     metadata: Metadata
     origin: Origin
     content: Fragment
+    dropped: int
     created_at: str
     modified_at: str
 
@@ -40,6 +47,11 @@ class Live(Struct, frozen=True, kw_only=True):
     def head_position(self) -> int:
         """Number of tokens the state holds."""
         return len(self.content.tokens)
+
+    @property
+    def absolute_position(self) -> int:
+        """Number of tokens the state has had before its next one: what the next draw counts by."""
+        return self.dropped + self.head_position
 
     @property
     def room(self) -> int:
@@ -66,6 +78,7 @@ def join(first: Fragment, second: Fragment) -> Fragment:
         tokens=first.tokens + second.tokens,
         text=first.text + second.text,
         ends=first.ends + tuple(offset + end for end in second.ends),
+        bytes=first.bytes | {len(first.tokens) + at: raw for at, raw in second.bytes.items()},
     )
 
 
@@ -73,7 +86,21 @@ def take(content: Fragment, count: int) -> Fragment:
     """The first ``count`` tokens of a fragment."""
     ends = content.ends[:count]
     return Fragment(
-        tokens=content.tokens[:count], text=content.text[: ends[-1] if ends else 0], ends=ends
+        tokens=content.tokens[:count],
+        text=content.text[: ends[-1] if ends else 0],
+        ends=ends,
+        bytes={at: raw for at, raw in content.bytes.items() if at < count},
+    )
+
+
+def drop(content: Fragment, count: int) -> Fragment:
+    """A fragment without its first ``count`` tokens and what they added to the text."""
+    begin = content.ends[count - 1] if count else 0
+    return Fragment(
+        tokens=content.tokens[count:],
+        text=content.text[begin:],
+        ends=tuple(end - begin for end in content.ends[count:]),
+        bytes={at - count: raw for at, raw in content.bytes.items() if at >= count},
     )
 
 
@@ -99,6 +126,7 @@ def evolve(state: State | None, recorded: Recorded) -> State:
                 metadata=event.metadata,
                 origin=event.origin,
                 content=event.content,
+                dropped=event.dropped,
                 created_at=row.recorded_at,
                 modified_at=row.recorded_at,
             )
@@ -110,21 +138,20 @@ def evolve(state: State | None, recorded: Recorded) -> State:
 
 def _advance(state: Live, recorded: Recorded) -> State:
     row, event = recorded.row, recorded.event
-    content, config = state.content, state.config
+    content, config, dropped = state.content, state.config, state.dropped
     match event:
         case TextForwarded() | TokensGenerated():
-            if event.start != state.head_position:
-                raise UnknownEvent(
-                    row.position, f"starts at {event.start}, the head is at {state.head_position}"
-                )
+            _check_start(state, recorded, event)
             content = join(content, event.content)
+        case ContinuationsGenerated() | BeamsGenerated():
+            _check_start(state, recorded, event)
+        case ContextSlid():
+            _check_within(state, recorded, event.dropped, state.head_position - 1)
+            content, dropped = drop(content, event.dropped), dropped + event.dropped
         case ConfigChanged():
             config = event.changes.apply(config)
         case HeadRewound():
-            if not 1 <= event.to_position <= state.head_position:
-                raise UnknownEvent(
-                    row.position, f"to {event.to_position}, the head is at {state.head_position}"
-                )
+            _check_within(state, recorded, event.to_position, state.head_position)
             content = take(content, event.to_position)
         case StateDeleted():
             return Deleted(
@@ -141,9 +168,31 @@ def _advance(state: Live, recorded: Recorded) -> State:
         state,
         version=recorded.version,
         content=content,
+        dropped=dropped,
         config=config,
         modified_at=row.recorded_at,
     )
+
+
+def _check_start(
+    state: Live,
+    recorded: Recorded,
+    event: TextForwarded | TokensGenerated | ContinuationsGenerated | BeamsGenerated,
+) -> None:
+    if (event.start, event.dropped) != (state.absolute_position, state.dropped):
+        raise UnknownEvent(
+            recorded.position,
+            f"starts at {event.start} of which {event.dropped} are dropped, the head is at"
+            f" {state.absolute_position} of which {state.dropped} are",
+        )
+
+
+def _check_within(state: Live, recorded: Recorded, count: int, most: int) -> None:
+    if not 1 <= count <= most:
+        raise UnknownEvent(
+            recorded.position,
+            f"{recorded.row.type} by {count} tokens, the head is at {state.head_position}",
+        )
 
 
 def fold(events: Iterable[Recorded], start: State | None = None) -> State | None:
