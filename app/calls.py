@@ -47,6 +47,26 @@ async def call_of(request: Request[Any, Any, Any]) -> Call:
     )
 
 
+def last_event_id(request: Request[Any, Any, Any], *, streamed: bool) -> int | None:
+    """The id of the last event that a client has of a stream it resumes; -1 if it has none.
+
+    Null where nothing is resumed.
+
+    Raises:
+        InvalidInput: it is no id, or the request names no stream to resume.
+    """
+    given = request.headers.get("last-event-id")
+    if given is None:
+        return None
+    if not streamed:
+        raise invalid("Last-Event-ID", "resumes a stream: send it with stream: true")
+    if "idempotency-key" not in request.headers:
+        raise invalid("Last-Event-ID", "needs the Idempotency-Key that the stream began with")
+    if not re.fullmatch(r"\d{0,9}", given, re.ASCII):
+        raise invalid("Last-Event-ID", "must be the id of an event of the stream, or empty")
+    return int(given or -1)
+
+
 def etag(version: Version) -> dict[str, str]:
     """The header that names a state's version."""
     return {"ETag": f'"{version}"'}

@@ -7,9 +7,9 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from domain.chain import Row
 from domain.config import ConfigChanges, Metadata, ModelType, StateConfig
-from domain.decide import GenerationWish
-from domain.events import Alternative, FinishReason, Origin
+from domain.events import Alternative, ContinuationId, FinishReason, Origin
 from domain.ids import ModelId, Position, StateId, TokenId, Version
+from domain.plan import BeamWish, GenerationWish
 from domain.ports import Numerics, Tier
 
 Tokens = tuple[TokenId, ...]
@@ -40,11 +40,16 @@ class ChangeConfig(Body, frozen=True, kw_only=True):
 
 
 class ForkState(Body, frozen=True, kw_only=True):
-    """Begin ``n`` states with the tokens of another, as it was at a version or up to a position."""
+    """Begin ``n`` states with the tokens of another, as it was at a version or up to a position.
+
+    With a ``continuation``: as it was at that version, and the tokens of one of the continuations
+    or beams that were generated then.
+    """
 
     state_id: StateId
     version: Version | None = None
     position: int | None = None
+    continuation: ContinuationId | None = None
     n: Count = 1
     config: ConfigChanges = ConfigChanges()
     metadata: Metadata | None = None
@@ -56,6 +61,18 @@ class RewindState(Body, frozen=True, kw_only=True):
     state_id: StateId
     position: int | None = None
     version: Version | None = None
+
+
+class MergeState(Body, frozen=True, kw_only=True):
+    """Begin a state with the tokens that states begin with, then each one's own, in order.
+
+    Settings and metadata are those of the first state where they are not given.
+    """
+
+    state_ids: Annotated[tuple[StateId, ...], Meta(min_length=2, max_length=64)]
+    strategy: Literal["concatenate"] = "concatenate"
+    config: ConfigChanges = ConfigChanges()
+    metadata: Metadata | None = None
 
 
 class Forward(Body, frozen=True, kw_only=True):
@@ -73,6 +90,20 @@ class GenerateTokens(GenerationWish, frozen=True, kw_only=True, forbid_unknown_f
     stream: bool = False
 
 
+class GenerateMulti(GenerationWish, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Continue a state in ``n`` ways, drawn independently; the state stays as it is."""
+
+    state_id: StateId
+    n: Count
+    stream: bool = False
+
+
+class GenerateBeams(BeamWish, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Continue a state by beam search, by ``max_length`` tokens at most; it stays as it is."""
+
+    state_id: StateId
+
+
 class Verify(Body, frozen=True, kw_only=True):
     """Verify one state or the whole log, against a remembered head if given."""
 
@@ -82,7 +113,11 @@ class Verify(Body, frozen=True, kw_only=True):
 
 
 class StateView(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A state. ``head_position`` is the number of tokens it holds."""
+    """A state. ``head_position`` is the number of tokens it holds.
+
+    ``dropped``, where it is not 0, is the number of tokens that it held before them and slid away
+    from; random numbers are drawn by the sum of the two.
+    """
 
     state_id: StateId
     model_id: ModelId
@@ -95,6 +130,7 @@ class StateView(Struct, frozen=True, kw_only=True, omit_defaults=True):
     origin: Origin
     created_at: str
     modified_at: str
+    dropped: int = 0
     tokens: Tokens | UnsetType = UNSET
     cache: "CacheView | UnsetType" = UNSET
 
@@ -134,12 +170,16 @@ class ConfigView(Struct, frozen=True, kw_only=True):
     version: Version
 
 
-class ForwardedToken(Struct, frozen=True, kw_only=True):
-    """A token that was appended; ``logprob`` is what the model gave it."""
+class ForwardedToken(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A token that was appended; ``logprob`` is what the model gave it.
+
+    ``bytes`` is there if the token is not whole characters by itself.
+    """
 
     token_id: TokenId
     text: str
     logprob: float
+    bytes: list[int] | UnsetType = UNSET
 
 
 class Forwarded(Struct, frozen=True, kw_only=True):
@@ -151,14 +191,15 @@ class Forwarded(Struct, frozen=True, kw_only=True):
     tokens: list[ForwardedToken]
 
 
-class Generated(Struct, frozen=True, kw_only=True):
-    """What was generated. ``finish_reason`` null: ``max_tokens`` was reached, it could go on.
+class ContinuationView(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A generated text. ``finish_reason`` null: ``max_tokens`` was reached, it could go on.
 
     ``probabilities`` and ``logprobs`` are the model's own, before temperature and filters;
     ``sampling_probabilities`` (on ``include=sampling``) those the tokens were drawn with.
+    ``bytes`` is there if some token is not whole characters by itself: the bytes of each that is
+    not, null for the others.
     """
 
-    state_id: StateId
     text: str
     new_tokens: list[str]
     token_ids: Tokens
@@ -166,22 +207,63 @@ class Generated(Struct, frozen=True, kw_only=True):
     logprobs: list[float]
     finished: bool
     finish_reason: FinishReason | None
+    top_logprobs: list[tuple[Alternative, ...]] | UnsetType = UNSET
+    sampling_probabilities: list[float] | UnsetType = UNSET
+    bytes: list[list[int] | None] | UnsetType = UNSET
+
+
+class Generated(ContinuationView, frozen=True, kw_only=True, omit_defaults=True):
+    """What was generated, and where the state stands now."""
+
+    state_id: StateId
     seed: int
     version: Version
     head_position: int
-    top_logprobs: tuple[tuple[Alternative, ...], ...] | UnsetType = UNSET
-    sampling_probabilities: list[float] | UnsetType = UNSET
 
 
-class StreamedToken(Struct, frozen=True, kw_only=True):
-    """One token of a stream; provisional until ``done``."""
+class GeneratedMulti(Struct, frozen=True, kw_only=True):
+    """Several ways in which a state could go on; ``POST /v1/states/fork`` adopts one."""
 
+    state_id: StateId
+    version: Version
+    seed: int
+    continuations: list[ContinuationView]
+
+
+class SequenceView(Struct, frozen=True, kw_only=True):
+    """A text that beam search found; ``score`` is what it was ranked by."""
+
+    text: str
+    token_ids: Tokens
+    logprobs: list[float]
+    score: float
+    finished: bool
+
+
+class GeneratedBeams(Struct, frozen=True, kw_only=True):
+    """What beam search found, best first: the texts, their scores, and all about them."""
+
+    state_id: StateId
+    version: Version
+    beams: list[str]
+    scores: list[float]
+    sequences: list[SequenceView]
+
+
+class StreamedToken(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One token of a stream; provisional until ``done``.
+
+    ``index`` counts the tokens of its branch, ``position`` is its place in the state.
+    """
+
+    branch: int | UnsetType = UNSET
     index: int
     position: int
     token_id: TokenId
     text: str
     probability: float
     logprob: float
+    bytes: list[int] | UnsetType = UNSET
 
 
 class EventView(Struct, frozen=True, kw_only=True):

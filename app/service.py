@@ -96,15 +96,28 @@ class Service:
         decide.live(await self.state(state_id), state_id)
         return decide.live(await self.state(state_id, version), state_id)
 
-    async def append(self, call: Call, appends: Sequence[Append]) -> tuple[Recorded, ...]:
-        """Record events and keep the states they lead to. Not interrupted by cancellation."""
+    async def event(self, state_id: StateId, version: Version) -> Recorded:
+        """The event that led to a version."""
+        (row,) = await self.log.state_rows(state_id, after=Version(version - 1), until=version)
+        return decode(row)
+
+    async def append(
+        self, call: Call, appends: Sequence[Append], *, replaces: bool = False
+    ) -> tuple[Recorded, ...]:
+        """Record events and keep the states they lead to. Not interrupted by cancellation.
+
+        ``replaces``: they are what the call's ``Idempotency-Key`` stands for from now on.
+        """
         provenance = Provenance(
             actor=call.actor, request_id=call.request_id, recorded_at=self.surroundings.now()
         )
         with anyio.CancelScope(shield=True):
             try:
                 recorded = await self.log.append(
-                    appends, provenance=provenance, idempotency=call.idempotency
+                    appends,
+                    provenance=provenance,
+                    idempotency=call.idempotency,
+                    replaces=replaces,
                 )
             except VersionConflict as conflict:
                 self._folds.pop(conflict.facts["state_id"], None)

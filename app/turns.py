@@ -11,6 +11,8 @@ from domain.errors import QueueFull
 class Turns:
     """Mutual exclusion per key, first come first served; at most ``limit`` hold or wait.
 
+    A turn may count for several, for more than the limit only where nobody else has one.
+
     Any task may end a turn, since a stream can be closed by another than it was read by.
     """
 
@@ -25,20 +27,20 @@ class Turns:
         return self._users.total()
 
     @asynccontextmanager
-    async def turn(self, key: Hashable) -> AsyncIterator[None]:
-        """Wait for the key's turn and hold it within.
+    async def turn(self, key: Hashable, *, count: int = 1) -> AsyncIterator[None]:
+        """Wait for the key's turn and hold it within; it counts for ``count``.
 
         Raises:
             QueueFull: too many hold or wait already.
         """
-        if self.held >= self._limit:
+        if self.held and self.held + count > self._limit:
             raise QueueFull(self._limit)
-        self._users[key] += 1
+        self._users[key] += count
         lock = self._locks.setdefault(key, asyncio.Lock())
         try:
             async with lock:
                 yield
         finally:
-            self._users[key] -= 1
+            self._users[key] -= count
             if not self._users[key]:
                 del self._users[key], self._locks[key]

@@ -28,6 +28,12 @@ StopSequence = Annotated[str, Meta(min_length=1, max_length=1000)]
 StopSequences = Annotated[tuple[StopSequence, ...], Meta(max_length=16)]
 StopTokenIds = Annotated[tuple[Token, ...], Meta(max_length=64)]
 
+Beams = Annotated[int, Meta(ge=1, le=64)]
+EarlyStopping = bool | Literal["never"]
+LengthPenalty = Annotated[float, Meta(ge=-100, le=100)]
+DiversityPenalty = Annotated[float, Meta(ge=0, le=100)]
+NgramSize = Annotated[int, Meta(ge=0, le=1_000_000)]
+
 ModelType = Literal["causal_lm", "sequence_classification"]
 LogitsStorage = Literal["none", "top_k", "full"]
 OnFull = Literal["stop", "slide"]
@@ -178,12 +184,12 @@ class BeamParameters(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     logits: LogitsParameters
     max_tokens: MaxTokens
-    num_beams: Annotated[int, Meta(ge=1, le=64)]
-    early_stopping: bool | Literal["never"] = False
-    length_penalty: Annotated[float, Meta(ge=-100, le=100)] = 1.0
-    num_beam_groups: Annotated[int, Meta(ge=1, le=64)] = 1
-    diversity_penalty: Annotated[float, Meta(ge=0, le=100)] = 0.0
-    no_repeat_ngram_size: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
-    num_return: Annotated[int, Meta(ge=1, le=64)] = 1
+    num_beams: Beams
+    early_stopping: EarlyStopping = False
+    length_penalty: LengthPenalty = 1.0
+    num_beam_groups: Beams = 1
+    diversity_penalty: DiversityPenalty = 0.0
+    no_repeat_ngram_size: NgramSize = 0
+    num_return: Beams = 1
     stop_token_ids: StopTokenIds = ()
     ignore_eos: bool = False

@@ -4,76 +4,39 @@ Anything that needs the model, a clock or chance has been done before and is pas
 """
 
 from collections.abc import Sequence
-from typing import Final, TypeVar
 
-from msgspec import UNSET, Struct, UnsetType
-
-from domain.config import (
-    ConfigChanges,
-    GenerationParameters,
-    MaxTokens,
-    Metadata,
-    ModelType,
-    SamplingParameters,
-    StateConfig,
-    StopSequences,
-    StopTokenIds,
-    Temperature,
-    TopK,
-    TopLogprobs,
-    TopP,
-)
+from domain.config import ConfigChanges, Metadata, ModelType, StateConfig
 from domain.errors import (
     FieldProblem,
-    FingerprintChanged,
     InvalidInput,
     NotAPrefix,
     PreconditionFailed,
     StateIsDeleted,
     StateNotFound,
     TooLarge,
-    VersionConflict,
     invalid,
 )
 from domain.events import (
+    BeamsGenerated,
     ConfigChanged,
+    ContextSlid,
+    ContinuationId,
+    ContinuationsGenerated,
+    Event,
     Fork,
     Fragment,
-    GenerationStarted,
     HeadRewound,
+    Merge,
     New,
+    Parent,
     Scores,
     StateCreated,
     StateDeleted,
     TextForwarded,
+    event_type,
 )
-from domain.ids import ModelId, Seed, StateId, TokenId, Version
-from domain.state import Live, State, take
-
-T = TypeVar("T")
-
-DEFAULT_MAX_TOKENS: Final = 16
-
-
-class GenerationWish(Struct, frozen=True, kw_only=True):
-    """What a client asks of one generation; what is unset comes from the state's config."""
-
-    max_tokens: MaxTokens = DEFAULT_MAX_TOKENS
-    temperature: Temperature | UnsetType = UNSET
-    top_p: TopP | UnsetType = UNSET
-    top_k: TopK | UnsetType = UNSET
-    seed: Seed | None | UnsetType = UNSET
-    stop_sequences: StopSequences = ()
-    stop_token_ids: StopTokenIds = ()
-    top_logprobs: TopLogprobs = 0
-
-
-class GenerationPlan(Struct, frozen=True, kw_only=True):
-    """A generation with nothing left open: parameters, seed, and how many tokens fit."""
-
-    parameters: GenerationParameters
-    seed: Seed
-    max_new: int
+from domain.ids import ModelId, StateId, TokenId, Version
+from domain.state import Live, State, join, take
 
 
 def live(state: State | None, state_id: StateId) -> Live:
@@ -101,9 +64,13 @@ def check_precondition(state: Live, if_match: Version | None) -> None:
         raise PreconditionFailed(state.state_id, if_match, state.version)
 
 
-def _check_context(context_size: int, limit: int) -> None:
-    if context_size > limit:
-        raise invalid("config.context_size", f"must be at most {limit}, the model's own limit")
+def _check_config(config: StateConfig, model_context: int) -> None:
+    if config.context_size > model_context:
+        raise invalid(
+            "config.context_size", f"must be at most {model_context}, the model's own limit"
+        )
+    if config.on_full == "slide" and config.context_size < 2:
+        raise invalid("config.on_full", "may be slide from a context_size of 2 on")
 
 
 def create(
@@ -119,10 +86,10 @@ def create(
     """Begin a state with some content.
 
     Raises:
-        InvalidInput: a context size above the model's own.
+        InvalidInput: a context size above the model's own, or too small to slide.
         TooLarge: the content does not fit the context.
     """
-    _check_context(config.context_size, model_context)
+    _check_config(config, model_context)
     check_fits(len(content.tokens), held=0, context_size=config.context_size)
     return StateCreated(
         origin=New(),
@@ -166,78 +133,65 @@ def check_vocabulary(field: str, tokens: Sequence[TokenId], size: int) -> None:
         raise InvalidInput(*problems)
 
 
+def slide(state: Live) -> ContextSlid | None:
+    """What a state that slides lets go of when it is full; it must hold more than that.
+
+    What is then left is no more than that again: one slide is all there is before new tokens.
+    """
+    count = state.config.slide
+    if state.config.on_full == "stop" or state.head_position <= count:
+        return None
+    return ContextSlid(dropped=count)
+
+
+def room(state: Live) -> int:
+    """Number of tokens that may be forwarded, after a slide where there is one."""
+    slid = slide(state)
+    return state.room + (slid.dropped if slid else 0)
+
+
+def make_room(state: Live, count: int) -> ContextSlid | None:
+    """The slide that ``count`` more tokens need before them, if they need one.
+
+    Raises:
+        TooLarge: they do not fit even so; names the room there is.
+    """
+    most = room(state)
+    if count > most:
+        held, size = state.head_position, state.config.context_size
+        raise TooLarge(
+            f"{count} tokens do not fit: the state holds {held} of at most {size}"
+            f" (context_size), which leaves room for {most}",
+            tokens=count,
+            head_position=held,
+            context_size=size,
+            room=most,
+        )
+    return None if count <= state.room else slide(state)
+
+
 def forward(state: Live, content: Fragment, scores: Scores) -> TextForwarded:
     """Append given content."""
     check_fits(
         len(content.tokens), held=state.head_position, context_size=state.config.context_size
     )
-    return TextForwarded(start=state.head_position, content=content, scores=scores)
-
-
-def plan_generation(state: Live, wish: GenerationWish, fresh_seed: Seed) -> GenerationPlan:
-    """Resolve what a generation will do; ``fresh_seed`` is used where the seed is null.
-
-    Raises:
-        InvalidInput: more tokens than the context could ever hold.
-    """
-    config = state.config
-    if wish.max_tokens > config.context_size:
-        raise invalid("max_tokens", f"must be at most {config.context_size}, the context_size")
-    seed = config.seed if wish.seed is UNSET else wish.seed
-    return GenerationPlan(
-        parameters=GenerationParameters(
-            sampling=SamplingParameters(
-                temperature=_given(wish.temperature, config.temperature),
-                top_k=_given(wish.top_k, config.top_k),
-                top_p=_given(wish.top_p, config.top_p),
-            ),
-            max_tokens=wish.max_tokens,
-            stop_sequences=wish.stop_sequences,
-            stop_token_ids=wish.stop_token_ids,
-            top_logprobs=wish.top_logprobs,
-        ),
-        seed=fresh_seed if seed is None else seed,
-        max_new=min(wish.max_tokens, state.room),
+    return TextForwarded(
+        start=state.absolute_position, dropped=state.dropped, content=content, scores=scores
     )
-
-
-def seed_to_resume(
-    begun: GenerationStarted | None, state: Live, fingerprint: str, fresh_seed: Seed
-) -> Seed:
-    """The seed for where a request leaves it open.
-
-    A stream that was cut off before anything was recorded is drawn again with the seed it had
-    begun with: the same tokens come, or it is refused.
-
-    Raises:
-        VersionConflict: the state has moved on since the stream began.
-        FingerprintChanged: other numerics could draw other tokens.
-    """
-    if begun is None:
-        return fresh_seed
-    if begun.base_version != state.version:
-        raise VersionConflict(state.state_id, begun.base_version, state.version)
-    if begun.fingerprint != fingerprint:
-        raise FingerprintChanged(state.state_id, begun.fingerprint, fingerprint)
-    return begun.seed
-
-
-def _given(value: T | UnsetType, default: T) -> T:
-    return default if value is UNSET else value
 
 
 def change_config(state: Live, changes: ConfigChanges, model_context: int) -> ConfigChanged:
     """Change settings from here on.
 
     Raises:
-        InvalidInput: nothing to change, or a context size that the model or the tokens held
-            do not allow.
+        InvalidInput: nothing to change, or a context size that the model, the tokens held or
+            sliding do not allow.
     """
     if not changes.given():
         raise invalid("config", "must name at least one setting to change")
-    size = changes.apply(state.config).context_size
-    _check_context(size, model_context)
-    if size < state.head_position:
+    config = changes.apply(state.config)
+    _check_config(config, model_context)
+    if config.context_size < state.head_position:
         raise invalid(
             "config.context_size", f"must be at least {state.head_position}, the tokens held"
         )
@@ -259,10 +213,12 @@ def rewind_to(state: Live, then: Live) -> HeadRewound:
     """Cut the state back to the tokens it held at an earlier version.
 
     Raises:
-        NotAPrefix: those tokens do not begin the tokens held now.
+        NotAPrefix: those tokens do not begin the tokens held now, or they began at another
+            absolute position: the state has slid since.
     """
     count = then.head_position
-    if state.content.tokens[:count] != then.content.tokens:
+    begin = (state.dropped, state.content.tokens[:count])
+    if begin != (then.dropped, then.content.tokens):
         raise NotAPrefix(state.state_id, then.version)
     return HeadRewound(to_position=count)
 
@@ -278,21 +234,149 @@ def fork(
     """Begin a state with the first ``position`` tokens (all if none is given) of another.
 
     Raises:
-        InvalidInput: a position outside the parent, a context size that does not fit.
+        InvalidInput: a position outside the parent, or settings that do not fit.
+        TooLarge: the tokens do not fit the context.
     """
     count = parent.head_position if position is None else position
     if not 1 <= count <= parent.head_position:
         raise invalid("position", f"must be from 1 to {parent.head_position}, the head")
+    return _derive(
+        parent,
+        Fork(state_id=parent.state_id, version=parent.version, head_position=count),
+        take(parent.content, count),
+        changes=changes,
+        metadata=metadata,
+        model_context=model_context,
+    )
+
+
+def adopt(
+    parent: Live,
+    event: Event,
+    index: int,
+    *,
+    changes: ConfigChanges,
+    metadata: Metadata,
+    model_context: int,
+) -> StateCreated:
+    """Begin a state with all tokens of another and those of one of its continuations.
+
+    ``event`` is what led to the parent's version; beams are continuations too.
+
+    Raises:
+        InvalidInput: the event holds no continuation of this index, or settings do not fit.
+        TooLarge: the tokens do not fit the context.
+    """
+    return _derive(
+        parent,
+        Fork(
+            state_id=parent.state_id,
+            version=parent.version,
+            head_position=parent.head_position,
+            continuation=ContinuationId(version=parent.version, index=index),
+        ),
+        join(parent.content, _continuation(event, index)),
+        changes=changes,
+        metadata=metadata,
+        model_context=model_context,
+    )
+
+
+def _continuation(event: Event, index: int) -> Fragment:
+    match event:
+        case ContinuationsGenerated(continuations=found) | BeamsGenerated(beams=found):
+            if not 0 <= index < len(found):
+                raise invalid("continuation.index", f"must be from 0 to {len(found) - 1}")
+            content: Fragment = found[index].content
+            return content
+        case _:
+            raise invalid(
+                "continuation.version",
+                f"holds no continuations: its event is {event_type(event)}, those that hold some"
+                " are continuations_generated and beams_generated",
+            )
+
+
+def check_parents(parents: Sequence[Live]) -> None:
+    """Refuse states that cannot be merged.
+
+    Raises:
+        InvalidInput: a state comes twice, or states are of different models; names every one.
+    """
+    first = parents[0]
+    places: dict[StateId, int] = {}
+    problems = []
+    for index, parent in enumerate(parents):
+        before = places.setdefault(parent.state_id, index)
+        if before != index:
+            rule = f"is state_ids[{before}] again; fork it to have its own part twice"
+            problems.append(FieldProblem(f"state_ids[{index}]", rule))
+        elif parent.model_id != first.model_id:
+            rule = f"is a state of {parent.model_id}, the first one is of {first.model_id}"
+            problems.append(FieldProblem(f"state_ids[{index}]", rule))
+    if problems:
+        raise InvalidInput(*problems)
+
+
+def concatenate(texts: Sequence[tuple[TokenId, ...]]) -> tuple[TokenId, ...]:
+    """What all texts begin with, then what follows it in each of them, in order."""
+    columns = enumerate(zip(*texts, strict=False))
+    shortest = min(map(len, texts))
+    common = next((index for index, column in columns if len(set(column)) > 1), shortest)
+    return texts[0][:common] + tuple(token for text in texts for token in text[common:])
+
+
+def merge(
+    parents: Sequence[Live],
+    content: Fragment,
+    *,
+    changes: ConfigChanges,
+    metadata: Metadata,
+    model_context: int,
+) -> StateCreated:
+    """Begin a state with the concatenated tokens of others, and the settings of the first.
+
+    Raises:
+        InvalidInput: settings that do not fit.
+        TooLarge: the tokens do not fit the context.
+    """
+    return _derive(
+        parents[0],
+        Merge(
+            parents=tuple(
+                Parent(state_id=one.state_id, version=one.version, head_position=one.head_position)
+                for one in parents
+            ),
+            strategy="concatenate",
+        ),
+        content,
+        changes=changes,
+        metadata=metadata,
+        model_context=model_context,
+    )
+
+
+def _derive(
+    parent: Live,
+    origin: Fork | Merge,
+    content: Fragment,
+    *,
+    changes: ConfigChanges,
+    metadata: Metadata,
+    model_context: int,
+) -> StateCreated:
+    """A state like ``parent`` that holds ``content``; only a fork goes on where it had begun."""
     config = changes.apply(parent.config)
-    _check_context(config.context_size, model_context)
-    check_fits(count, held=0, context_size=config.context_size)
+    _check_config(config, model_context)
+    check_fits(len(content.tokens), held=0, context_size=config.context_size)
     return StateCreated(
-        origin=Fork(state_id=parent.state_id, version=parent.version, head_position=count),
+        origin=origin,
         model_id=parent.model_id,
         model_type=parent.model_type,
         config=config,
         metadata=metadata,
-        content=take(parent.content, count),
+        content=content,
+        dropped=parent.dropped if isinstance(origin, Fork) else 0,
     )
 
 

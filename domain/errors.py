@@ -12,6 +12,7 @@
      |- Conflict
      |   |- VersionConflict     the state has moved on since it was read
      |   |- FingerprintChanged  the stream to resume began under other numerics
+     |   |- NothingToResume     no stream was begun by this request
      |   |- NotAPrefix          the tokens of that version do not begin the state's tokens
      |   `- IdempotencyKeyReused  the key was used for another request
      |- PreconditionFailed      If-Match names another version
@@ -163,6 +164,18 @@ class FingerprintChanged(Conflict):
             state_id=state_id,
             begun_fingerprint=begun,
             current_fingerprint=current,
+        )
+
+
+class NothingToResume(Conflict):
+    """A stream that is not known cannot be resumed."""
+
+    slug = "nothing-to-resume"
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            f"no stream with the Idempotency-Key {key!r} is known; send the request without"
+            " Last-Event-ID to begin one"
         )
 
 

@@ -41,20 +41,29 @@ class Fragment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     ``ends[i]`` is the length (Unicode code points) of the text after token ``i``; a token that
     ends inside a character adds nothing, the one that completes it adds the whole character.
-    ``bytes`` are those, in hexadecimal, of each token that is not whole characters by itself, by
-    its index.
+    ``partial`` has the bytes, in hexadecimal, of each token that is not whole characters by
+    itself, by its index.
     """
 
     tokens: tuple[TokenId, ...]
     text: str
     ends: tuple[int, ...]
-    bytes: dict[int, str] = {}
+    partial: dict[int, str] = {}
 
     @classmethod
-    def of(cls, tokens: Sequence[TokenId], pieces: Sequence[str]) -> "Fragment":
-        """A fragment of tokens and what each of them adds to the text."""
-        ends = tuple(accumulate(map(len, pieces)))
-        return cls(tokens=tuple(tokens), text="".join(pieces), ends=ends)
+    def of(
+        cls,
+        tokens: Sequence[TokenId],
+        pieces: Sequence[str],
+        partial: Sequence[bytes | None] = (),
+    ) -> "Fragment":
+        """A fragment of tokens, what each of them adds to the text, and its bytes if needed."""
+        return cls(
+            tokens=tuple(tokens),
+            text="".join(pieces),
+            ends=tuple(accumulate(map(len, pieces))),
+            partial={at: raw.hex() for at, raw in enumerate(partial) if raw is not None},
+        )
 
     def pieces(self) -> tuple[str, ...]:
         """What each token adds to the text; together they are the text."""

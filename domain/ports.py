@@ -122,10 +122,12 @@ class EventLog(LogReader, Protocol):
         *,
         provenance: Provenance,
         idempotency: Idempotency | None = None,
+        replaces: bool = False,
     ) -> tuple[Recorded, ...]:
         """Record events, all or none, and the ``Idempotency-Key`` they answer.
 
-        A key that was used before gets the events recorded then, and records nothing.
+        A key that was used before gets the events recorded then, and records nothing; unless this
+        ``replaces`` them as its answer.
 
         Raises:
             VersionConflict: a state is not at its ``expected_version``; names the current one.
@@ -158,8 +160,8 @@ class Drawing(Struct, frozen=True, kw_only=True):
     """How tokens are drawn, and what is kept of each draw.
 
     ``branch`` and the token's absolute position, which is ``dropped`` more than its place among
-    the tokens held, choose the random number. A constraint reads the text of its own call, whose
-    first token is at the place ``began``.
+    the tokens held, choose the random number. ``prior`` are tokens that the same call drew before:
+    a constraint reads all of a call.
     """
 
     sampling: SamplingParameters
@@ -167,7 +169,7 @@ class Drawing(Struct, frozen=True, kw_only=True):
     branch: int = 0
     dropped: int = 0
     constraint: Constraint | None = None
-    began: int = 0
+    prior: tuple[TokenId, ...] = ()
     top_logprobs: int
     store_logits: LogitsStorage
     top_k_logits: int
@@ -198,7 +200,7 @@ class Step(Struct, frozen=True):
     position: int
     drawn: Drawn
     text: str
-    bytes: bytes | None
+    partial: bytes | None
     finish_reason: FinishReason | None
 
 
@@ -207,8 +209,7 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
 
     A branch ends before that at a stop or at the model's end-of-sequence token; reaching
     ``context_size`` is an end of its own. Branch ``i`` draws as ``drawing`` says with ``i`` as
-    the branch. What came from ``drawing.began`` on belongs to this generation: stop sequences see
-    it.
+    the branch. ``said`` is the text that the same call added before: stop sequences see it.
     """
 
     tokens: tuple[TokenId, ...]
@@ -217,6 +218,7 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     max_new: int
     context_size: int
     branches: int = 1
+    said: str = ""
 
 
 class BeamRequest(Struct, frozen=True, kw_only=True):
@@ -333,6 +335,7 @@ class LanguageModel(Protocol):
     context_size: int
     vocabulary_size: int
     eos_token_ids: frozenset[TokenId]
+    max_beams: int
     config: dict[str, Any]
     numerics: Numerics
     fingerprint: Fingerprint

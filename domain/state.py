@@ -13,6 +13,7 @@ from domain.events import (
     ConfigChanged,
     ContextSlid,
     ContinuationsGenerated,
+    Event,
     Fragment,
     HeadRewound,
     Origin,
@@ -78,7 +79,8 @@ def join(first: Fragment, second: Fragment) -> Fragment:
         tokens=first.tokens + second.tokens,
         text=first.text + second.text,
         ends=first.ends + tuple(offset + end for end in second.ends),
-        bytes=first.bytes | {len(first.tokens) + at: raw for at, raw in second.bytes.items()},
+        partial=first.partial
+        | {len(first.tokens) + at: raw for at, raw in second.partial.items()},
     )
 
 
@@ -89,7 +91,7 @@ def take(content: Fragment, count: int) -> Fragment:
         tokens=content.tokens[:count],
         text=content.text[: ends[-1] if ends else 0],
         ends=ends,
-        bytes={at: raw for at, raw in content.bytes.items() if at < count},
+        partial={at: raw for at, raw in content.partial.items() if at < count},
     )
 
 
@@ -100,8 +102,59 @@ def drop(content: Fragment, count: int) -> Fragment:
         tokens=content.tokens[count:],
         text=content.text[begin:],
         ends=tuple(end - begin for end in content.ends[count:]),
-        bytes={at - count: raw for at, raw in content.bytes.items() if at >= count},
+        partial={at - count: raw for at, raw in content.partial.items() if at >= count},
     )
+
+
+class CannotFollow(ValueError):
+    """An event that cannot happen to the state as it is."""
+
+
+def apply(state: Live, event: Event) -> Live:
+    """A state after an event that it outlives, in all but the time of its modification.
+
+    Raises:
+        CannotFollow: the event cannot happen to this state.
+    """
+    content, config, dropped = state.content, state.config, state.dropped
+    match event:
+        case TextForwarded() | TokensGenerated():
+            _check_start(state, event.start, event.dropped)
+            content = join(content, event.content)
+        case ContinuationsGenerated() | BeamsGenerated():
+            _check_start(state, event.start, event.dropped)
+        case ContextSlid():
+            _check_count(state, event.dropped, state.head_position - 1)
+            content, dropped = drop(content, event.dropped), dropped + event.dropped
+        case ConfigChanged():
+            config = event.changes.apply(config)
+        case HeadRewound():
+            _check_count(state, event.to_position, state.head_position)
+            content = take(content, event.to_position)
+        case StateCreated() | StateDeleted():
+            raise CannotFollow("it is not an event that the state outlives")
+        case _:
+            assert_never(event)
+    return msgspec.structs.replace(
+        state,
+        version=Version(state.version + 1),
+        content=content,
+        dropped=dropped,
+        config=config,
+    )
+
+
+def _check_start(state: Live, start: int, dropped: int) -> None:
+    if (start, dropped) != (state.absolute_position, state.dropped):
+        raise CannotFollow(
+            f"starts at {start} with {dropped} tokens dropped, the head is at"
+            f" {state.absolute_position} with {state.dropped} dropped"
+        )
+
+
+def _check_count(state: Live, count: int, most: int) -> None:
+    if not 1 <= count <= most:
+        raise CannotFollow(f"names {count} tokens, the head is at {state.head_position}")
 
 
 def evolve(state: State | None, recorded: Recorded) -> State:
@@ -130,69 +183,20 @@ def evolve(state: State | None, recorded: Recorded) -> State:
                 created_at=row.recorded_at,
                 modified_at=row.recorded_at,
             )
-        case Live(), _:
-            return _advance(state, recorded)
-        case _:
-            raise UnknownEvent(row.position, f"{row.type} cannot happen to this state")
-
-
-def _advance(state: Live, recorded: Recorded) -> State:
-    row, event = recorded.row, recorded.event
-    content, config, dropped = state.content, state.config, state.dropped
-    match event:
-        case TextForwarded() | TokensGenerated():
-            _check_start(state, recorded, event)
-            content = join(content, event.content)
-        case ContinuationsGenerated() | BeamsGenerated():
-            _check_start(state, recorded, event)
-        case ContextSlid():
-            _check_within(state, recorded, event.dropped, state.head_position - 1)
-            content, dropped = drop(content, event.dropped), dropped + event.dropped
-        case ConfigChanged():
-            config = event.changes.apply(config)
-        case HeadRewound():
-            _check_within(state, recorded, event.to_position, state.head_position)
-            content = take(content, event.to_position)
-        case StateDeleted():
+        case Live(), StateDeleted():
             return Deleted(
                 state_id=state.state_id,
                 version=recorded.version,
                 model_id=state.model_id,
                 deleted_at=row.recorded_at,
             )
-        case StateCreated():
-            raise UnknownEvent(row.position, "the state exists already")
+        case Live(), _:
+            try:
+                return msgspec.structs.replace(apply(state, event), modified_at=row.recorded_at)
+            except CannotFollow as error:
+                raise UnknownEvent(row.position, f"{row.type} {error}") from error
         case _:
-            assert_never(event)
-    return msgspec.structs.replace(
-        state,
-        version=recorded.version,
-        content=content,
-        dropped=dropped,
-        config=config,
-        modified_at=row.recorded_at,
-    )
-
-
-def _check_start(
-    state: Live,
-    recorded: Recorded,
-    event: TextForwarded | TokensGenerated | ContinuationsGenerated | BeamsGenerated,
-) -> None:
-    if (event.start, event.dropped) != (state.absolute_position, state.dropped):
-        raise UnknownEvent(
-            recorded.position,
-            f"starts at {event.start} of which {event.dropped} are dropped, the head is at"
-            f" {state.absolute_position} of which {state.dropped} are",
-        )
-
-
-def _check_within(state: Live, recorded: Recorded, count: int, most: int) -> None:
-    if not 1 <= count <= most:
-        raise UnknownEvent(
-            recorded.position,
-            f"{recorded.row.type} by {count} tokens, the head is at {state.head_position}",
-        )
+            raise UnknownEvent(row.position, f"{row.type} cannot happen to this state")
 
 
 def fold(events: Iterable[Recorded], start: State | None = None) -> State | None:

@@ -1,80 +1,126 @@
-"""Continuing a state, token by token. Streamed or not, this is the one path."""
+"""Continuing a state, in one way or in several. Streamed or not, this is the one path."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
+from msgspec import Struct
+
+from app import answers
+from app.operations.drafts import ContinuationsDraft, TokensDraft
+from app.schemas import StreamedToken
 from app.service import Call, Service
-from domain import decide
-from domain.chain import blobs_digest
-from domain.decide import GenerationPlan, GenerationWish
+from domain import decide, plan
+from domain.errors import NothingToResume
 from domain.events import (
-    FinishReason,
-    Fragment,
+    ContinuationsGenerated,
     GenerationStarted,
     Recorded,
-    Scores,
-    StoredLogits,
     TokensGenerated,
 )
-from domain.ids import Seed, StateId
-from domain.ports import (
-    Append,
-    Drawing,
-    GenerationRequest,
-    LanguageModel,
-    Provenance,
-    Step,
-)
+from domain.ids import Seed, StateId, Version
+from domain.plan import GenerationPlan, GenerationWish
+from domain.ports import LanguageModel, Provenance, Step
 from domain.state import Live
 
+Made = tuple[Recorded, ...]
+"""What a call made, in order: events that together are its answer."""
 
-async def generate(
-    service: Service, call: Call, state_id: StateId, wish: GenerationWish, *, streamed: bool
-) -> AsyncGenerator[Step | Recorded, None]:
-    """Continue a state: each step as it comes, then the event that records them.
+Items = AsyncGenerator[StreamedToken | Made, None]
+"""The tokens of a call as they come, then what it made."""
 
-    An earlier request with the same ``Idempotency-Key`` gives its event at once. Closing the
-    iterator, or cancelling whoever reads it, ends the generation; the steps that had been
-    yielded are recorded as ``cancelled``.
+
+class Wish(Struct, frozen=True, kw_only=True):
+    """What is to be done to a state: a generation, whether its tokens are sent as they come.
+
+    ``resuming``: a stream of the same request was cut off, and this one goes on from there.
     """
-    async with service.answering(call) as remembered, service.turns.turn(state_id):
-        if remembered:
-            yield remembered[0]
+
+    state_id: StateId
+    generation: GenerationWish
+    streamed: bool
+    resuming: bool
+
+
+class _Opened(Struct, frozen=True):
+    state: Live
+    model: LanguageModel
+    plan: GenerationPlan
+
+
+async def generate(service: Service, call: Call, wish: Wish) -> Items:
+    """Continue a state: each token as it comes, then the events that record them.
+
+    An earlier request with the same ``Idempotency-Key`` gives its events at once; one that
+    resumes a stream gives the tokens of its events, then the rest. Closing the iterator, or
+    cancelling whoever reads it, ends the generation; the tokens of a stream that had been yielded
+    are recorded as ``cancelled``.
+    """
+    async with service.answering(call) as remembered, service.turns.turn(wish.state_id):
+        earlier = await _whole_call(service, remembered or ())
+        for token in answers.streamed(earlier):
+            yield token
+        if earlier and not (wish.resuming and _was_cut_off(earlier)):
+            yield earlier
             return
-        state = await service.live(state_id)
-        decide.check_precondition(state, call.if_match)
-        model = await service.models.get(state.model_id)
-        decide.check_vocabulary("stop_token_ids", wish.stop_token_ids, model.vocabulary_size)
-        plan = decide.plan_generation(state, wish, await _open_seed(service, call, state, model))
-        if streamed:
-            await _begin(service, call, state, model, plan)
-        steps: list[Step] = []
+        opened = await _open(service, call, wish, earlier)
+        draft = TokensDraft(opened.state, opened.model, opened.plan, earlier)
         try:
-            async with aclosing(model.generate(_request(state, plan))) as drawn:
-                async for step in drawn:
-                    steps.append(step)
-                    yield step
-                    if state_id in service.stopping:
+            while draft.goes_on:
+                async with aclosing(opened.model.generate(draft.request())) as steps:
+                    async for step in steps:
+                        yield answers.streamed_step(step, draft.add(step))
+                        if wish.state_id in service.stopping:
+                            break
+                draft.close(cancelled=wish.state_id in service.stopping)
+        except (asyncio.CancelledError, GeneratorExit):
+            if wish.streamed and draft.begun:
+                draft.close(cancelled=True)
+                await service.append(call, draft.appends, replaces=bool(earlier))
+            raise
+        recorded = await service.append(call, draft.appends, replaces=bool(earlier))
+        yield earlier + _texts(recorded)
+
+
+async def generate_multi(service: Service, call: Call, wish: Wish, branches: int) -> Items:
+    """Continue a state in several ways; the state stays as it is. As :func:`generate`.
+
+    Tokens come in a fixed order, the first ones of all branches before the second ones. A stream
+    that resumes another draws everything again and is given whole: its head has not moved.
+    """
+    plan.check_branches(branches, wish.generation.max_tokens)
+    turn = service.turns.turn(wish.state_id, count=branches)
+    async with service.answering(call) as remembered, turn:
+        earlier = remembered or ()
+        if earlier and not (wish.resuming and _was_cut_off(earlier)):
+            for token in answers.streamed(earlier):
+                yield token
+            yield earlier
+            return
+        opened = await _open(service, call, wish, earlier)
+        draft = ContinuationsDraft(opened.state, opened.model, opened.plan, branches)
+        try:
+            async with aclosing(opened.model.generate(draft.request())) as steps:
+                async for step in _in_order(steps, draft):
+                    yield answers.streamed_step(step, draft.add(step), branch=step.branch)
+                    if wish.state_id in service.stopping:
                         break
         except (asyncio.CancelledError, GeneratorExit):
-            if steps:
-                await _record(service, call, state, model, plan, steps, cancelled=True)
+            if wish.streamed and draft.begun:
+                await service.append(call, [draft.close(cancelled=True)], replaces=bool(earlier))
             raise
-        stopped = state_id in service.stopping
-        recorded = await _record(service, call, state, model, plan, steps, cancelled=stopped)
-        yield recorded[0]
+        appends = [draft.close(cancelled=wish.state_id in service.stopping)]
+        yield await service.append(call, appends, replaces=bool(earlier))
 
 
-async def ahead(
-    items: AsyncGenerator[Step | Recorded, None],
-) -> AsyncGenerator[Step | Recorded, None]:
+async def ahead(items: Items) -> Items:
     """``items``, produced in a task of their own: a slow reader holds up nobody.
 
     The generation goes on, is recorded and gives its turn back, however late it is read; what
-    waits to be read is one text at most. Closing this ends it.
+    waits to be read is one answer at most. Closing this ends it.
     """
-    inbox: asyncio.Queue[Step | Recorded | Exception | None] = asyncio.Queue()
+    inbox: asyncio.Queue[StreamedToken | Made | Exception | None] = asyncio.Queue()
     producer = asyncio.create_task(_produce(items, inbox))
     try:
         while (item := await inbox.get()) is not None:
@@ -86,8 +132,7 @@ async def ahead(
 
 
 async def _produce(
-    items: AsyncGenerator[Step | Recorded, None],
-    inbox: "asyncio.Queue[Step | Recorded | Exception | None]",
+    items: Items, inbox: "asyncio.Queue[StreamedToken | Made | Exception | None]"
 ) -> None:
     try:
         async with aclosing(items):
@@ -98,24 +143,93 @@ async def _produce(
     inbox.put_nowait(None)
 
 
-async def _open_seed(service: Service, call: Call, state: Live, model: LanguageModel) -> Seed:
+async def _in_order(
+    steps: AsyncGenerator[Step, None], draft: ContinuationsDraft
+) -> AsyncGenerator[Step, None]:
+    """Steps of several branches: the first one of each, then the second one of each ..."""
+    waiting: list[deque[Step]] = [deque() for _ in range(draft.branches)]
+    running = deque(range(draft.branches))
+    async for step in steps:
+        waiting[step.branch].append(step)
+        while running and waiting[running[0]]:
+            branch = running.popleft()
+            yield waiting[branch].popleft()
+            if not draft.ended(branch):
+                running.append(branch)
+
+
+async def _whole_call(service: Service, events: Sequence[Recorded]) -> Made:
+    """All texts that a call generated, also those before it was cut off and resumed."""
+    texts = _texts(events)
+    version = texts[0].version if texts else 0
+    while texts and isinstance(first := texts[0].event, TokensGenerated) and first.resumes:
+        version = Version(version - 1)
+        texts = _texts([await service.event(texts[0].state_id, version)]) + texts
+    return texts
+
+
+def _texts(events: Sequence[Recorded]) -> Made:
+    """Those of a call's events that hold what it generated."""
+    return tuple(one for one in events if isinstance(one.event, TokensGenerated))
+
+
+def _was_cut_off(made: Made) -> bool:
+    match made[-1].event:
+        case TokensGenerated() as last:
+            drawn = last.resumes + len(last.content.tokens)
+            return last.finish_reason == "cancelled" and drawn < last.parameters.max_tokens
+        case ContinuationsGenerated() as event:
+            return any(one.finish_reason == "cancelled" for one in event.continuations)
+    return False
+
+
+async def _open(service: Service, call: Call, wish: Wish, earlier: Made) -> _Opened:
+    """Everything a generation begins with; the intent of a stream is on disk then.
+
+    ``earlier`` is what the call made before it was cut off: it goes on as it began.
+    """
+    state = await service.live(wish.state_id)
+    if not earlier:
+        decide.check_precondition(state, call.if_match)
+    model = await service.models.get(state.model_id)
+    if earlier:
+        plan.check_resumable(earlier[-1], state, model.fingerprint.id)
+        event = earlier[-1].event
+        assert isinstance(event, TokensGenerated | ContinuationsGenerated)
+        planned = GenerationPlan(parameters=event.parameters, seed=event.seed)
+    else:
+        plan.check_tokens(wish.generation, model.vocabulary_size)
+        seed = await _open_seed(service, call, state, model, resuming=wish.resuming)
+        planned = plan.plan_generation(state, wish.generation, seed)
+    if planned.parameters.constraint:
+        await model.check_constraint(planned.parameters.constraint)
+    if wish.streamed:
+        await _begin(service, call, state, model, planned)
+    return _Opened(state, model, planned)
+
+
+async def _open_seed(
+    service: Service, call: Call, state: Live, model: LanguageModel, *, resuming: bool
+) -> Seed:
     """The seed for where the client left it open."""
     begun = None
     if call.idempotency is not None:
         begun = await service.log.begun_generation(call.idempotency)
+        if begun is None and resuming:
+            raise NothingToResume(call.idempotency.key)
     fresh = service.surroundings.fresh_seed()
-    return decide.seed_to_resume(begun, state, model.fingerprint.id, fresh)
+    return plan.seed_to_resume(begun, state, model.fingerprint.id, fresh)
 
 
 async def _begin(
-    service: Service, call: Call, state: Live, model: LanguageModel, plan: GenerationPlan
+    service: Service, call: Call, state: Live, model: LanguageModel, planned: GenerationPlan
 ) -> None:
     await service.log.begin_generation(
         GenerationStarted(
             state_id=state.state_id,
             base_version=state.version,
-            parameters=plan.parameters,
-            seed=plan.seed,
+            parameters=planned.parameters,
+            seed=planned.seed,
             fingerprint=model.fingerprint.id,
         ),
         provenance=Provenance(
@@ -124,80 +238,4 @@ async def _begin(
             recorded_at=service.surroundings.now(),
         ),
         idempotency=call.idempotency,
-    )
-
-
-def _request(state: Live, plan: GenerationPlan) -> GenerationRequest:
-    return GenerationRequest(
-        tokens=state.content.tokens,
-        parameters=plan.parameters,
-        drawing=Drawing(
-            sampling=plan.parameters.sampling,
-            seed=plan.seed,
-            top_logprobs=plan.parameters.top_logprobs,
-            store_logits=state.config.store_logits,
-            top_k_logits=state.config.top_k_logits,
-        ),
-        max_new=plan.max_new,
-        context_size=state.config.context_size,
-    )
-
-
-async def _record(
-    service: Service,
-    call: Call,
-    state: Live,
-    model: LanguageModel,
-    plan: GenerationPlan,
-    steps: list[Step],
-    *,
-    cancelled: bool,
-) -> tuple[Recorded, ...]:
-    logits = tuple(step.drawn.logits for step in steps if step.drawn.logits is not None)
-    append = Append(
-        state_id=state.state_id,
-        expected_version=state.version,
-        event=_event(state, plan, steps, logits, _finish_reason(steps, cancelled=cancelled)),
-        fingerprint=model.fingerprint,
-        logits=logits,
-    )
-    return await service.append(call, [append])
-
-
-def _finish_reason(steps: list[Step], *, cancelled: bool) -> FinishReason | None:
-    """Why it ended; a state that was full before the first token ends at once."""
-    if not steps:
-        return "cancelled" if cancelled else "context_full"
-    return steps[-1].finish_reason or ("cancelled" if cancelled else None)
-
-
-def _event(
-    state: Live,
-    plan: GenerationPlan,
-    steps: list[Step],
-    logits: tuple[bytes, ...],
-    finish_reason: FinishReason | None,
-) -> TokensGenerated:
-    drawn = [step.drawn for step in steps]
-    config = state.config
-    return TokensGenerated(
-        parameters=plan.parameters,
-        seed=plan.seed,
-        start=state.head_position,
-        content=Fragment.of([step.drawn.token_id for step in steps], [s.text for s in steps]),
-        scores=Scores(
-            logprobs=tuple(d.logprob for d in drawn),
-            ranks=tuple(d.rank for d in drawn),
-            entropies=tuple(d.entropy for d in drawn),
-            logsumexps=tuple(d.logsumexp for d in drawn),
-            logits_digests=tuple(d.logits_digest for d in drawn),
-        ),
-        sampling_probabilities=tuple(d.sampling_probability for d in drawn),
-        alternatives=tuple(d.alternatives for d in drawn),
-        stored_logits=StoredLogits(
-            kind=config.store_logits, k=config.top_k_logits, digest=blobs_digest(logits)
-        )
-        if logits
-        else None,
-        finish_reason=finish_reason,
     )

@@ -1,18 +1,19 @@
-"""Creating, changing, forking, rewinding and deleting states, and appending text to them."""
+"""Creating, changing, forking, merging, rewinding and deleting states, and appending to them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from app.service import Call, Service
-from domain import decide
+from domain import decide, plan
 from domain.config import ConfigChanges, Metadata, StateConfig
 from domain.errors import TooLarge, invalid
-from domain.events import Event, Fingerprint, Recorded
+from domain.events import ContinuationId, Event, Fingerprint, Recorded, StateCreated
 from domain.ids import ModelId, StateId, TokenId, Version
-from domain.ports import Append, LanguageModel
-from domain.state import Live
+from domain.ports import Append, LanguageModel, ScoreRequest
+from domain.state import Live, apply
 
 MAX_METADATA_BYTES = 16_384
 MAX_METADATA_DEPTH = 64
@@ -40,6 +41,7 @@ async def create(
             return remembered
         _check_metadata(metadata)
         model = await service.models.get(model_id)
+        _check_ids(changes, model)
         config = changes.apply(_clamped(service, model))
         tokens = await _tokens(model, content, beginning=True, room=config.context_size)
         if not tokens:
@@ -53,18 +55,7 @@ async def create(
             metadata=metadata,
             content=model.fragment((), tokens),
         )
-        state_id = service.surroundings.new_state_id()
-        return await service.append(
-            call,
-            [
-                Append(
-                    state_id=state_id,
-                    expected_version=Version(0),
-                    event=created,
-                    fingerprint=model.fingerprint,
-                )
-            ],
-        )
+        return await _begin(service, call, created, model.fingerprint)
 
 
 def _clamped(service: Service, model: LanguageModel) -> StateConfig:
@@ -72,6 +63,10 @@ def _clamped(service: Service, model: LanguageModel) -> StateConfig:
     default = service.default_config
     size = min(default.context_size, model.context_size)
     return msgspec.structs.replace(default, context_size=size)
+
+
+def _check_ids(changes: ConfigChanges, model: LanguageModel) -> None:
+    plan.check_tokens(changes, model.vocabulary_size, "config.")
 
 
 def _check_metadata(metadata: Metadata) -> None:
@@ -124,20 +119,27 @@ async def _tokens(
 async def forward(
     service: Service, call: Call, state_id: StateId, content: Content
 ) -> tuple[Recorded, ...]:
-    """Append text or tokens without generating; the model scores them on the way."""
+    """Append text or tokens without generating; the model scores them on the way.
+
+    A state that slides makes room for them first, in an event before that of the text.
+    """
     async with service.answering(call) as remembered, service.turns.turn(state_id):
         if remembered:
             return remembered
         state = await _current(service, call, state_id)
         model = await service.models.get(state.model_id)
-        tokens = await _tokens(model, content, beginning=False, room=state.room)
+        tokens = await _tokens(model, content, beginning=False, room=decide.room(state))
         if not tokens:
             raise invalid("text", "has no tokens in this model's vocabulary")
+        appends = []
+        if slid := decide.make_room(state, len(tokens)):
+            appends.append(_next(state, slid))
+            state = apply(state, slid)
         held = state.content.tokens
-        decide.check_fits(len(tokens), held=len(held), context_size=state.config.context_size)
-        scored = await model.score(held + tokens, len(held))
+        (scored,) = await model.score([ScoreRequest(tokens=held + tokens, start=len(held))])
         event = decide.forward(state, model.fragment(held, tokens), scored.scores)
-        return await _append_one(service, call, state, event, model.fingerprint)
+        appends.append(_next(state, event, model.fingerprint))
+        return await service.append(call, appends)
 
 
 async def change_config(
@@ -149,8 +151,9 @@ async def change_config(
             return remembered
         state = await _current(service, call, state_id)
         model = await service.models.get(state.model_id)
+        _check_ids(changes, model)
         event = decide.change_config(state, changes, model.context_size)
-        return await _append_one(service, call, state, event)
+        return await service.append(call, [_next(state, event)])
 
 
 async def rewind(
@@ -173,7 +176,7 @@ async def rewind(
                 event = decide.rewind_to(state, await service.live(state_id, version))
             case _:
                 raise invalid("position", "either position or version is required, not both")
-        return await _append_one(service, call, state, event)
+        return await service.append(call, [_next(state, event)])
 
 
 async def fork(
@@ -183,31 +186,80 @@ async def fork(
     *,
     position: int | None,
     version: Version | None,
+    continuation: ContinuationId | None,
     count: int,
     changes: ConfigChanges,
     metadata: Metadata | None,
 ) -> tuple[Recorded, ...]:
-    """Begin ``count`` states with the tokens of another. No tensor is copied."""
+    """Begin ``count`` states with the tokens of another. No tensor is copied.
+
+    With a ``continuation``, they hold its tokens too, after all that the other one held then.
+    """
     async with service.answering(call) as remembered:
         if remembered:
             return remembered
         decide.check_precondition(await service.live(state_id), call.if_match)
+        if continuation is not None:
+            if (position, version) != (None, None):
+                raise invalid("continuation", "must not be given together with position or version")
+            version = continuation.version
         parent = await service.live(state_id, version)
         model = await service.models.get(parent.model_id)
+        _check_ids(changes, model)
         inherited = parent.metadata if metadata is None else metadata
         _check_metadata(inherited)
-        event = decide.fork(
-            parent,
-            position=position,
+        if continuation is None:
+            event = decide.fork(
+                parent,
+                position=position,
+                changes=changes,
+                metadata=inherited,
+                model_context=model.context_size,
+            )
+        else:
+            recorded = await service.event(state_id, parent.version)
+            event = decide.adopt(
+                parent,
+                recorded.event,
+                continuation.index,
+                changes=changes,
+                metadata=inherited,
+                model_context=model.context_size,
+            )
+        return await _begin(service, call, event, count=count)
+
+
+async def merge(
+    service: Service,
+    call: Call,
+    state_ids: Sequence[StateId],
+    *,
+    changes: ConfigChanges,
+    metadata: Metadata | None,
+) -> tuple[Recorded, ...]:
+    """Begin a state with the concatenated tokens of others, which stay as they are."""
+    async with service.answering(call) as remembered:
+        if remembered:
+            return remembered
+        if call.if_match is not None:
+            raise invalid("If-Match", "must not be given: each of the states has its own version")
+        parents = [await service.live(state_id) for state_id in state_ids]
+        decide.check_parents(parents)
+        model = await service.models.get(parents[0].model_id)
+        _check_ids(changes, model)
+        inherited = parents[0].metadata if metadata is None else metadata
+        _check_metadata(inherited)
+        tokens = decide.concatenate([parent.content.tokens for parent in parents])
+        size = changes.apply(parents[0].config).context_size
+        decide.check_fits(len(tokens), held=0, context_size=size)  # decoding takes time
+        event = decide.merge(
+            parents,
+            model.fragment((), tokens),
             changes=changes,
             metadata=inherited,
             model_context=model.context_size,
         )
-        new_ids = [service.surroundings.new_state_id() for _ in range(count)]
-        return await service.append(
-            call,
-            [Append(state_id=new, expected_version=Version(0), event=event) for new in new_ids],
-        )
+        return await _begin(service, call, event, model.fingerprint)
 
 
 async def delete(service: Service, call: Call, state_id: StateId) -> tuple[Recorded, ...]:
@@ -220,7 +272,7 @@ async def delete(service: Service, call: Call, state_id: StateId) -> tuple[Recor
         try:
             async with service.turns.turn(state_id):
                 state = await _current(service, call, state_id)
-                return await _append_one(service, call, state, decide.delete(state))
+                return await service.append(call, [_next(state, decide.delete(state))])
         finally:
             service.stopping.discard(state_id)
 
@@ -231,17 +283,32 @@ async def _current(service: Service, call: Call, state_id: StateId) -> Live:
     return state
 
 
-async def _append_one(
+async def _begin(
     service: Service,
     call: Call,
-    state: Live,
-    event: Event,
+    created: StateCreated,
     fingerprint: Fingerprint | None = None,
+    *,
+    count: int = 1,
 ) -> tuple[Recorded, ...]:
-    append = Append(
+    """Record the beginning of ``count`` states that are alike."""
+    appends = [
+        Append(
+            state_id=service.surroundings.new_state_id(),
+            expected_version=Version(0),
+            event=created,
+            fingerprint=fingerprint,
+        )
+        for _ in range(count)
+    ]
+    return await service.append(call, appends)
+
+
+def _next(state: Live, event: Event, fingerprint: Fingerprint | None = None) -> Append:
+    """The next event of a state."""
+    return Append(
         state_id=state.state_id,
         expected_version=state.version,
         event=event,
         fingerprint=fingerprint,
     )
-    return await service.append(call, [append])

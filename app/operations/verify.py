@@ -6,16 +6,46 @@ from typing import Any
 
 from msgspec import Struct
 
-from domain import replay
+from domain import compare, consistency
 from domain.chain import Head, Row, blobs_digest, follow, row_hash
-from domain.errors import ChainBroken, LogError, ModelUnavailable, NotFound, StateNotFound
-from domain.events import Fingerprint, Fork, Recorded, StateCreated, TokensGenerated, decode
-from domain.ids import ModelId, Position, StateId
-from domain.ports import LanguageModel, LogReader, Models
-from domain.replay import Divergence, Drift, Passage, Report
-from domain.state import Live, State, evolve, fold
+from domain.compare import Evidence
+from domain.errors import (
+    ChainBroken,
+    InvalidInput,
+    LogError,
+    ModelUnavailable,
+    NotFound,
+    StateNotFound,
+)
+from domain.events import (
+    ContinuationsGenerated,
+    Fingerprint,
+    Fork,
+    Merge,
+    Recorded,
+    StateCreated,
+    TokensGenerated,
+    decode,
+)
+from domain.form import compare_form
+from domain.ids import ModelId, Position, StateId, Version
+from domain.ports import LanguageModel, LogReader, Models, Scored
+from domain.replay import (
+    Divergence,
+    Drift,
+    Occurrence,
+    Passage,
+    Report,
+    divergence,
+    occurrences,
+    passages,
+)
+from domain.state import State, evolve
 
 PAGE = 1000
+
+PASSAGES = 256
+"""Texts that a model is asked about together: what they begin with in common is computed once."""
 
 Progress = Callable[[int, int], None]
 
@@ -150,10 +180,13 @@ class Verifier:
         model = await self._model(events[0].event.model_id)
         if model is None:
             return
-        events = self._executable(events, model)
-        self._check_texts(events, model)
-        for passage in replay.passages(events):
-            await self._check_passage(passage, model)
+        events = await self._executable(events, model)
+        for occurrence in occurrences(events):
+            self._check_consistency(occurrence, model)
+        evidence = compare.by_event(await self._execute(passages(occurrences(events)), model))
+        for occurrence in occurrences(events):
+            if (found := evidence.get(occurrence.recorded.position)) is not None:
+                await self._check_evidence(occurrence, found, model)
 
     def _readable(self, rows: Iterable[Row]) -> list[Recorded]:
         """The events up to the first that cannot be read or cannot have happened."""
@@ -170,45 +203,56 @@ class Verifier:
             events.append(recorded)
         return events
 
-    def _executable(self, events: list[Recorded], model: LanguageModel) -> list[Recorded]:
+    async def _executable(self, events: list[Recorded], model: LanguageModel) -> list[Recorded]:
         """The events up to the first that the model cannot be asked about."""
         for index, recorded in enumerate(events):
-            found = replay.compare_form(recorded, model.vocabulary_size, model.context_size)
+            found = compare_form(recorded, model.vocabulary_size, model.context_size)
+            found = found or await self._compare_constraint(recorded, model)
             if found is not None:
                 self._diverges(found)
                 return events[:index]
         return events
 
-    async def _check_blobs(self, recorded: Recorded) -> None:
+    async def _compare_constraint(
+        self, recorded: Recorded, model: LanguageModel
+    ) -> Divergence | None:
+        """Whether the constraint of a generation is one that a text can be held to."""
         event = recorded.event
-        if isinstance(event, TokensGenerated) and event.stored_logits is not None:
+        if not isinstance(event, TokensGenerated | ContinuationsGenerated):
+            return None
+        constraint = event.parameters.constraint
+        if constraint is None:
+            return None
+        try:
+            await model.check_constraint(constraint)
+        except InvalidInput as error:
+            return divergence(recorded, "parameters.constraint", constraint.text, str(error))
+        return None
+
+    async def _check_blobs(self, recorded: Recorded) -> None:
+        stored = getattr(recorded.event, "stored_logits", None)
+        if stored is not None:
             actual = blobs_digest(await self._log.logits(recorded.position))
-            if actual != event.stored_logits.digest:
-                self._diverges(
-                    replay.divergence(recorded, "logits", event.stored_logits.digest, actual)
-                )
+            if actual != stored.digest:
+                self._diverges(divergence(recorded, "logits", stored.digest, actual))
 
     async def _check_origin(self, recorded: Recorded, created: StateCreated) -> None:
-        """A fork must begin with its parent's tokens."""
-        if not isinstance(origin := created.origin, Fork):
-            return
-        rows = await self._log.state_rows(origin.state_id, until=origin.version)
+        """A fork or a merge must begin with what its parents held."""
+        match created.origin:
+            case Fork(state_id=state_id, version=version):
+                named = [(state_id, version)]
+            case Merge(parents=parents):
+                named = [(parent.state_id, parent.version) for parent in parents]
+            case _:
+                named = []
         try:
-            parent = fold(map(decode, rows))
+            histories = [await self._history(*parent) for parent in named]
+            self._diverges(consistency.compare_origin(recorded, histories))
         except LogError:
             return  # the parent's own check says so
-        if parent is None or parent.version != origin.version:
-            actual = None if parent is None else parent.version
-            self._diverges(replay.divergence(recorded, "origin.version", origin.version, actual))
-            return
-        held = replay.tokens_of(parent)[: origin.head_position]
-        if held != created.content.tokens:
-            self._diverges(
-                replay.divergence(recorded, "content.tokens", created.content.tokens, held)
-            )
-        elif origin.head_position != len(held):
-            position = origin.head_position
-            self._diverges(replay.divergence(recorded, "origin.head_position", position, len(held)))
+
+    async def _history(self, state_id: StateId, until: Version) -> list[Recorded]:
+        return list(map(decode, await self._log.state_rows(state_id, until=until)))
 
     async def _model(self, model_id: ModelId) -> LanguageModel | None:
         try:
@@ -217,37 +261,53 @@ class Verifier:
             self._note(f"not re-executed: {error}")
             return None
 
-    def _check_texts(self, events: Sequence[Recorded], model: LanguageModel) -> None:
-        state: State | None = None
-        for recorded in events:
-            before = replay.tokens_of(state) if state else ()
-            content = getattr(recorded.event, "content", None)
-            if content is not None:
-                actual = model.fragment(before, content.tokens)
-                self._diverges(replay.compare_text(recorded, actual))
-            if isinstance(state, Live):
-                context = state.config.context_size
-                self._diverges(replay.compare_finish(recorded, model.eos_token_ids, context))
-                self._diverges(replay.compare_storage(recorded, state.config))
-            state = evolve(state, recorded)
+    def _check_consistency(self, occurrence: Occurrence, model: LanguageModel) -> None:
+        eos = model.eos_token_ids
+        self._diverges(consistency.compare_text(occurrence, model.fragment))
+        self._diverges(consistency.compare_call(occurrence))
+        self._diverges(consistency.compare_slide(occurrence))
+        self._diverges(consistency.compare_finish(occurrence, eos, model.fulfils))
+        self._diverges(consistency.compare_storage(occurrence))
 
-    async def _check_passage(self, passage: Passage, model: LanguageModel) -> None:
-        scored = await model.score(
-            passage.tokens, passage.start, redraws=passage.redraws(), private=True
-        )
-        self._recomputed += scored.tokens_computed
-        self._reused += scored.tokens_reused
-        for recorded in passage.claims:
-            fingerprint = await self._fingerprint(recorded)
-            if fingerprint is None:
-                continue
-            if not fingerprint.deterministic:
-                self._note("some events were made without the numerics contract")
-            if fingerprint.deterministic and fingerprint.id == model.fingerprint.id:
-                self._diverges(replay.compare(passage, recorded, scored))
-            else:
-                differences = replay.differences(fingerprint, model.fingerprint)
-                self._drifts.append(replay.drift(recorded, passage, scored, differences))
+    async def _execute(
+        self, asked: Sequence[Passage], model: LanguageModel
+    ) -> list[tuple[Passage, Scored]]:
+        """Compute passages anew, some at a time, without anything that was computed before."""
+        found: list[tuple[Passage, Scored]] = []
+        for begin in range(0, len(asked), PASSAGES):
+            found += await self._score(asked[begin : begin + PASSAGES], model)
+        self._recomputed += sum(scored.tokens_computed for _, scored in found)
+        self._reused += sum(scored.tokens_reused for _, scored in found)
+        return found
+
+    async def _score(
+        self, asked: Sequence[Passage], model: LanguageModel
+    ) -> list[tuple[Passage, Scored]]:
+        """What comes out for each passage; one that could not have been drawn is a divergence."""
+        try:
+            scored = await model.score([passage.request() for passage in asked], private=True)
+        except (InvalidInput, ValueError) as error:
+            if len(asked) > 1:
+                return [pair for one in asked for pair in await self._score([one], model)]
+            recorded = asked[0].search or asked[0].claims[0].recorded
+            self._diverges(divergence(recorded, "parameters", "tokens to choose from", str(error)))
+            return []
+        return list(zip(asked, scored, strict=True))
+
+    async def _check_evidence(
+        self, occurrence: Occurrence, evidence: Evidence, model: LanguageModel
+    ) -> None:
+        fingerprint = await self._fingerprint(occurrence.recorded)
+        if fingerprint is None:
+            return
+        eos = model.eos_token_ids
+        if not fingerprint.deterministic:
+            self._note("some events were made without the numerics contract")
+        if fingerprint.deterministic and fingerprint.id == model.fingerprint.id:
+            self._diverges(compare.compare(occurrence, evidence, eos))
+        else:
+            different = compare.differences(fingerprint, model.fingerprint)
+            self._drifts.append(compare.drift(occurrence, evidence, eos, different))
 
     async def _fingerprint(self, recorded: Recorded) -> Fingerprint | None:
         """The fingerprint an event names; one that is not there or not sound is a divergence."""
@@ -256,12 +316,12 @@ class Verifier:
         if found is not None and found.is_sound():
             return found
         actual = None if found is None else found.document
-        self._diverges(replay.divergence(recorded, "fingerprint", name, actual))
+        self._diverges(divergence(recorded, "fingerprint", name, actual))
         return None
 
-    def _diverges(self, divergence: Divergence | None) -> None:
-        if divergence is not None:
-            self._divergences.append(divergence)
+    def _diverges(self, found: Divergence | None) -> None:
+        if found is not None:
+            self._divergences.append(found)
 
     def _note(self, note: str) -> None:
         if note not in self._notes:

@@ -1,104 +1,181 @@
 """``/v1/generate``."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from litestar import Request, Response, Router
 from litestar.background_tasks import BackgroundTask
 from litestar.response import Stream
+from msgspec import Struct
 
 from app import answers, sse
-from app.calls import call_of, etag
-from app.operations.generation import ahead, generate
+from app.calls import call_of, etag, last_event_id
+from app.operations import beams
+from app.operations.generation import Items, Made, Wish, ahead, generate, generate_multi
 from app.problems import problem_of
 from app.routes.handlers import writing
-from app.schemas import Generated, GenerateTokens
+from app.schemas import (
+    GenerateBeams,
+    Generated,
+    GeneratedBeams,
+    GeneratedMulti,
+    GenerateMulti,
+    GenerateTokens,
+    StreamedToken,
+)
 from app.service import Service
 from domain.errors import invalid
-from domain.events import Recorded
-from domain.ports import Step
 
-Items = AsyncGenerator[Step | Recorded, None]
+AnyRequest = Request[Any, Any, Any]
+T = TypeVar("T")
+
+Answer = Callable[[Made], Generated | GeneratedMulti]
+"""Makes the answer of what a call made."""
 
 CLIENT_LEFT: Final = 499
 """What logs show for a client that did not wait for its answer."""
 
 
+class _ClientLeft(Exception):
+    """Nobody waits for the answer any more."""
+
+
 @writing("/generate/token", GenerateTokens, answer=Generated)
 async def generate_tokens(
-    data: GenerateTokens,
-    request: Request[Any, Any, Any],
-    service: Service,
-    include: str | None = None,
+    data: GenerateTokens, request: AnyRequest, service: Service, include: str | None = None
 ) -> Response[Any]:
     """Continue a state token by token; with ``stream`` as server-sent events."""
-    if include not in (None, "sampling"):
-        raise invalid("include", "may name sampling")
-    call = await call_of(request)
-    items = generate(service, call, data.state_id, data, streamed=data.stream)
-    if data.stream:
-        items = ahead(items)
-        first = await _first(items, request)
-        if first is None:
-            return Response(None, status_code=CLIENT_LEFT)
-        events = _events(items, first, include_sampling=include is not None)
-        # Whatever ends the response ends the generation, at once and not when memory is swept.
-        return Stream(
-            events,
-            media_type=sse.MEDIA_TYPE,
-            headers=sse.HEADERS,
-            background=BackgroundTask(_close, events, items),
-        )
-    async with aclosing(items):
-        recorded = [item async for item in items if isinstance(item, Recorded)]
-    answer = answers.generated(recorded[0], include_sampling=include is not None)
+    sampling = _include_sampling(include)
+    after = last_event_id(request, streamed=data.stream)
+    items = generate(service, await call_of(request), _wish(data, after))
+
+    def answer(made: Made) -> Generated:
+        return answers.generated(made, include_sampling=sampling)
+
+    return await _respond(request, items, answer, after, streamed=data.stream)
+
+
+@writing("/generate/multi", GenerateMulti, answer=GeneratedMulti)
+async def generate_continuations(
+    data: GenerateMulti, request: AnyRequest, service: Service, include: str | None = None
+) -> Response[Any]:
+    """Continue a state in ``n`` ways, without changing it; with ``stream`` as events."""
+    sampling = _include_sampling(include)
+    after = last_event_id(request, streamed=data.stream)
+    items = generate_multi(service, await call_of(request), _wish(data, after), data.n)
+
+    def answer(made: Made) -> GeneratedMulti:
+        return answers.continued(made[0], include_sampling=sampling)
+
+    return await _respond(request, items, answer, after, streamed=data.stream)
+
+
+@writing("/generate/beam", GenerateBeams, answer=GeneratedBeams)
+async def generate_beams(
+    data: GenerateBeams, request: AnyRequest, service: Service
+) -> Response[Any]:
+    """Find the likeliest ways in which a state goes on, without changing it."""
+    searching = beams.search(service, await call_of(request), data.state_id, data)
+    try:
+        (recorded,) = await _unless_left(request, searching)
+    except _ClientLeft:
+        return Response(None, status_code=CLIENT_LEFT)
+    answer = answers.searched(recorded)
     return Response(answer, headers=etag(answer.version))
 
 
-async def _first(items: Items, request: Request[Any, Any, Any]) -> Step | Recorded | None:
-    """The first item; none if the client leaves before, and then nothing is generated for it."""
-    arriving = asyncio.ensure_future(anext(items))
+def _include_sampling(include: str | None) -> bool:
+    if include not in (None, "sampling"):
+        raise invalid("include", "may name sampling")
+    return include is not None
+
+
+def _wish(data: GenerateTokens | GenerateMulti, after: int | None) -> Wish:
+    return Wish(
+        state_id=data.state_id,
+        generation=data,
+        streamed=data.stream,
+        resuming=after is not None,
+    )
+
+
+async def _respond(
+    request: AnyRequest, items: Items, answer: Answer, after: int | None, *, streamed: bool
+) -> Response[Any]:
+    """The answer to a generation, as one document or as a stream of events."""
+    if streamed:
+        return await _stream(request, ahead(items), answer, -1 if after is None else after)
+    try:
+        view = answer(await _unless_left(request, _made(items)))
+    except _ClientLeft:
+        return Response(None, status_code=CLIENT_LEFT)
+    return Response(view, headers=etag(view.version))
+
+
+async def _made(items: Items) -> Made:
+    """What a generation made, once it is there."""
+    async with aclosing(items):
+        return [item async for item in items if isinstance(item, tuple)][-1]
+
+
+async def _stream(request: AnyRequest, items: Items, answer: Answer, after: int) -> Response[Any]:
+    """Server-sent events, those after an id; nothing is left behind when the client leaves."""
+    try:
+        first = await _unless_left(request, anext(items))
+    except _ClientLeft:
+        await items.aclose()
+        return Response(None, status_code=CLIENT_LEFT)
+    events = _events(items, first, answer, after)
+    # Whatever ends the response ends the generation, at once and not when memory is swept.
+    return Stream(
+        events,
+        media_type=sse.MEDIA_TYPE,
+        headers=sse.HEADERS,
+        background=BackgroundTask(_close, events, items),
+    )
+
+
+async def _unless_left(request: AnyRequest, work: Awaitable[T]) -> T:
+    """What ``work`` gives; it is cancelled if the client leaves before.
+
+    Raises:
+        _ClientLeft: it did.
+    """
+    working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_disconnected(request))
     try:
-        await asyncio.wait((arriving, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if arriving.done():
-            return arriving.result()
-        arriving.cancel()
-        await asyncio.wait((arriving,))
-        await items.aclose()
-        return None
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise _ClientLeft
     finally:
         leaving.cancel()
+        if not working.done():
+            working.cancel()
+            await asyncio.wait((working,))
 
 
-async def _disconnected(request: Request[Any, Any, Any]) -> None:
+async def _disconnected(request: AnyRequest) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
 async def _events(
-    items: Items, first: Step | Recorded, *, include_sampling: bool
+    items: Items, first: StreamedToken | Made, answer: Answer, after: int
 ) -> AsyncGenerator[bytes, None]:
-    """Server-sent events: each token, then the whole answer, or the problem that came up.
-
-    A generation that was recorded by an earlier request is sent again from its event.
-    """
-    sent = 0
-    item: Step | Recorded | None = first
+    """Each token with its number in the stream as id, then the answer, or the problem."""
+    number = -1
+    item: StreamedToken | Made | None = first
     try:
         while item is not None:
-            match item:
-                case Step():
-                    tokens = [answers.streamed_step(item, sent)]
-                case Recorded():
-                    tokens = answers.streamed(item) if sent == 0 else []
-            for token in tokens:
-                yield sse.event("token", token, token.index)
-                sent += 1
-            if isinstance(item, Recorded):
-                yield sse.event("done", answers.generated(item, include_sampling=include_sampling))
+            if isinstance(item, Struct):
+                number += 1
+                if number > after:
+                    yield sse.event("token", item, number)
+            else:
+                yield sse.event("done", answer(item))
             item = await anext(items, None)
     except Exception as error:
         yield sse.event("error", problem_of(error))
@@ -109,4 +186,8 @@ async def _close(events: AsyncGenerator[bytes, None], items: Items) -> None:
     await items.aclose()
 
 
-router = Router("/v1", tags=["generation"], route_handlers=[generate_tokens])
+router = Router(
+    "/v1",
+    tags=["generation"],
+    route_handlers=[generate_tokens, generate_continuations, generate_beams],
+)

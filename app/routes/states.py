@@ -24,6 +24,7 @@ from app.schemas import (
     ForkState,
     Forward,
     Forwarded,
+    MergeState,
     RewindState,
     StateList,
     StateView,
@@ -147,18 +148,37 @@ async def change_config(
 
 @writing("/states/fork", ForkState, status=201)
 async def fork_state(data: ForkState, request: AnyRequest, service: Service) -> Forked:
-    """Begin states with the tokens of another."""
+    """Begin states with the tokens of another, or with one of its continuations."""
     recorded = await operations.fork(
         service,
         await call_of(request),
         data.state_id,
         position=data.position,
         version=data.version,
+        continuation=data.continuation,
         count=data.n,
         changes=data.config,
         metadata=data.metadata,
     )
     return Forked(states=[answers.state(await _after(service, event)) for event in recorded])
+
+
+@writing("/states/merge", MergeState, status=201)
+async def merge_states(
+    data: MergeState, request: AnyRequest, service: Service
+) -> Response[StateView]:
+    """Begin a state with what states have in common, then each one's own part, in order.
+
+    ``If-Match`` is refused: it names one version, and each of the states has its own.
+    """
+    recorded = await operations.merge(
+        service,
+        await call_of(request),
+        data.state_ids,
+        changes=data.config,
+        metadata=data.metadata,
+    )
+    return _view(await _after(service, recorded[0]), 201)
 
 
 @writing("/states/rewind", RewindState)
@@ -178,11 +198,14 @@ async def rewind_state(
 
 @writing("/forward", Forward)
 async def forward(data: Forward, request: AnyRequest, service: Service) -> Response[Forwarded]:
-    """Append text or tokens without generating."""
+    """Append text or tokens without generating.
+
+    A full state with ``on_full: "slide"`` lets go of its first tokens to make room for them.
+    """
     recorded = await operations.forward(
         service, await call_of(request), data.state_id, Content(data.text, data.tokens)
     )
-    answer = answers.forwarded(recorded[0])
+    answer = answers.forwarded(recorded[-1])
     return Response(answer, headers=etag(answer.version))
 
 
@@ -215,6 +238,7 @@ router = Router(
         delete_state,
         change_config,
         fork_state,
+        merge_states,
         rewind_state,
         forward,
         list_state_events,

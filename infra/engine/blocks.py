@@ -12,8 +12,9 @@ device to a slot of the host's memory where there are any, and from there to not
 import hashlib
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Final
 
 BLOCK_TOKENS: Final = 32
@@ -48,15 +49,24 @@ def blocks_for(tokens: int) -> int:
 
 @dataclass(frozen=True)
 class Transfer:
-    """Copy a block of the device to a slot of the host, or the slot to the block.
-
-    Transfers are made in the order they were decided on: a later one may reuse the place that an
-    earlier one has copied from.
-    """
+    """Copy a block of the device to a slot of the host, or the slot to the block."""
 
     block: int
     slot: int
     to_host: bool
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Copy a block of the device to another one."""
+
+    source: int
+    target: int
+
+
+Move = Transfer | Copy
+"""Moves are made in the order they were decided on: a later one may reuse the place that an
+earlier one has copied from."""
 
 
 class HostTier:
@@ -106,7 +116,7 @@ class BlockPool:
     """A fixed number of blocks with reference counts, found by content, reused by age.
 
     Block 0 is never handed out: rows that only pad a batch write there. A key is on the device or
-    on the host, never on both. What was decided here is true once the ``transfers`` are made.
+    on the host, never on both. What was decided here is true once the ``moves`` are made.
 
     ``hits`` counts blocks that were found, ``restores`` those of them that came from the host,
     ``misses`` blocks that were looked for and then computed, ``evictions`` blocks that left the
@@ -121,7 +131,7 @@ class BlockPool:
         self._key_of: dict[int, bytes] = {}
         self._block_of: dict[bytes, int] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()
-        self._transfers: list[Transfer] = []
+        self._moves: list[Move] = []
         self.hits = 0
         self.misses = 0
         self.evictions = 0
@@ -157,15 +167,10 @@ class BlockPool:
             count += 1
         return count
 
-    def count_held(self, keys: Iterable[bytes]) -> int:
-        """How many leading keys can be found in blocks that somebody holds."""
-        count = 0
-        for key in keys:
-            block = self._block_of.get(key)
-            if block is None or not self._references[block]:
-                break
-            count += 1
-        return count
+    def count_among(self, blocks: Container[int], keys: Iterable[bytes]) -> int:
+        """How many leading keys can be found in these blocks."""
+        found = takewhile(blocks.__contains__, map(self._block_of.get, keys))
+        return sum(1 for _ in found)
 
     def match(self, keys: Iterable[bytes]) -> list[int]:
         """Hold the blocks of the longest run of leading keys that can be found.
@@ -201,6 +206,23 @@ class BlockPool:
         self._references[block] = 1
         return block
 
+    def share(self, blocks: Iterable[int]) -> None:
+        """Hold blocks once more that are held already."""
+        for block in blocks:
+            self._hold(block)
+
+    def own(self, block: int) -> int:
+        """Hold in place of ``block`` one with its content that may be written to.
+
+        It is the same one if nobody else holds it nor can find it, and a copy if not.
+        """
+        if self._references[block] == 1 and block not in self._key_of:
+            return block
+        self.release([block])
+        copy = self.allocate()
+        self._moves.append(Copy(block, copy))
+        return copy
+
     def publish(self, block: int, key: bytes, *, missed: bool = False) -> int:
         """Make a full block findable; returns the block to use from now on.
 
@@ -228,9 +250,9 @@ class BlockPool:
             else:
                 self._free.append(block)
 
-    def take_transfers(self) -> list[Transfer]:
+    def take_moves(self) -> list[Move]:
         """What is to be copied now, in order, before any block is written to."""
-        taken, self._transfers = self._transfers, []
+        taken, self._moves = self._moves, []
         return taken
 
     def forget(self) -> None:
@@ -256,14 +278,14 @@ class BlockPool:
         self.evictions += 1
         slot = self.host.put(key)
         if slot is not None:
-            self._transfers.append(Transfer(block, slot, to_host=True))
+            self._moves.append(Transfer(block, slot, to_host=True))
 
     def _restore(self, key: bytes) -> int:
         """Have a content copied from the host into a fresh block."""
         slot = self.host.take(key)
         assert slot is not None
         block = self.allocate()
-        self._transfers.append(Transfer(block, slot, to_host=False))
+        self._moves.append(Transfer(block, slot, to_host=False))
         self.host.free(slot)
         self._name(block, key)
         self.restores += 1

@@ -1,5 +1,6 @@
 """The numerics fingerprint: everything the bits of a result depend on, in one digest."""
 
+from importlib.metadata import version
 from typing import Any, Final
 
 import numpy as np
@@ -28,6 +29,7 @@ def fingerprint(prepared: Prepared, identity: dict[str, Any], finding: Finding) 
             "torch": str(torch.__version__),
             "transformers": transformers.__version__,
             "numpy": np.__version__,
+            "llguidance": version("llguidance"),
             "device": _device(prepared),
             "dtype": str(prepared.dtype).removeprefix("torch."),
             "strategy": prepared.strategy,

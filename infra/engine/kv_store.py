@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from infra.engine.blocks import BLOCK_TOKENS, Transfer
+from infra.engine.blocks import BLOCK_TOKENS, Copy, Move
 
 _VECTOR: Final = 16
 _CPU: Final = torch.device("cpu")
@@ -78,16 +78,20 @@ class KVStore:
         self.k[layer][blocks, :, :, offsets] = k
         self.v[layer][blocks, :, offsets, : v.shape[-1]] = v
 
-    def move(self, transfers: Iterable[Transfer]) -> None:
-        """Copy blocks between the device and the host, in this order.
+    def move(self, moves: Iterable[Move]) -> None:
+        """Copy blocks within the device, and between it and the host, in this order.
 
         A GPU copies when its stream gets there, so before the pass that is computed next; the CPU
         does not wait for it, nor look at what the host holds.
         """
-        for transfer in transfers:
+        for move in moves:
             for device, host in ((self.k, self.host_k), (self.v, self.host_v)):
-                block, slot = device[:, transfer.block], host[transfer.slot]
-                source, target = (block, slot) if transfer.to_host else (slot, block)
+                if isinstance(move, Copy):
+                    source, target = device[:, move.source], device[:, move.target]
+                elif move.to_host:
+                    source, target = device[:, move.block], host[move.slot]
+                else:
+                    source, target = host[move.slot], device[:, move.block]
                 target.copy_(source, non_blocking=True)
 
     def read(self, table: list[int], tokens: int) -> tuple[Tensor, Tensor]:

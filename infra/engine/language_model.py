@@ -9,20 +9,34 @@ from typing import Any, Final, TypeVar
 
 import torch
 
-from domain.config import ModelType
+from domain.config import Constraint, ModelType
 from domain.errors import ModelUnavailable, TooLarge
 from domain.events import Fingerprint, Fragment
 from domain.ids import ModelId, TokenId
-from domain.ports import CacheCounters, GenerationRequest, Numerics, Redraw, Scored, Step, Tier
+from domain.ports import (
+    BeamRequest,
+    BeamsFound,
+    CacheCounters,
+    GenerationRequest,
+    Numerics,
+    Scored,
+    ScoreRequest,
+    Step,
+    Tier,
+)
 from infra.engine.blocks import BLOCK_TOKENS, BlockPool, block_keys, blocks_for
+from infra.engine.constraints import Constraints
 from infra.engine.engine import Engine
 from infra.engine.executor import Executor, prepare
 from infra.engine.fingerprint import fingerprint
 from infra.engine.forward import Prepared, Unsupported
-from infra.engine.jobs import Generation, Job, Scoring
+from infra.engine.generating import Generation
+from infra.engine.jobs import Job
 from infra.engine.kv_store import KVStore
 from infra.engine.probe import check_against_plain, plain_logits, probe
 from infra.engine.runner import Runner
+from infra.engine.scoring import Scoring
+from infra.engine.searching import Search
 from infra.models.loader import Loaded
 
 Item = TypeVar("Item")
@@ -78,6 +92,10 @@ class TransformersModel:
         self.revision = loaded.revision
         self.eos_token_ids = loaded.eos_token_ids
         self._engine = engine
+        self.max_beams = options.max_batch
+        self._constraints = Constraints(
+            loaded.tokenizer, loaded.vocabulary_size, loaded.eos_token_ids
+        )
         torch.set_num_threads(1)
         plain = plain_logits(loaded.model, self.config, self.vocabulary_size, self.context_size)
         prepared = _prepared(model_id, loaded, options)
@@ -144,42 +162,70 @@ class TransformersModel:
         if request.max_new == 0:
             return
         inbox: asyncio.Queue[Step | Exception | None] = asyncio.Queue()
-        job = Generation(
+        jobs = [
+            Generation(
+                request,
+                branch,
+                root=self._root,
+                tokenizer=self._tokenizer,
+                constraints=self._constraints,
+                eos_token_ids=self.eos_token_ids,
+                deliver=_deliver_to(inbox),
+                recorder=self._engine.recorder,
+            )
+            for branch in range(request.branches)
+        ]
+        unfinished = len(jobs)
+        try:
+            for job in jobs:
+                self._start(job)
+            while unfinished:
+                item = await inbox.get()
+                if isinstance(item, Exception):
+                    raise item
+                if item is None:
+                    unfinished -= 1
+                else:
+                    yield item
+        finally:
+            for job in jobs:
+                self._engine.cancel(self._runner, job)
+
+    async def search(self, request: BeamRequest) -> BeamsFound:
+        """Continue a text by beam search. Cancelling it ends the work and frees its memory."""
+        inbox: asyncio.Queue[BeamsFound | Exception] = asyncio.Queue()
+        job = Search(
             request,
             root=self._root,
             tokenizer=self._tokenizer,
             eos_token_ids=self.eos_token_ids,
+            scheduler=self._runner.scheduler,
             deliver=_deliver_to(inbox),
             recorder=self._engine.recorder,
         )
-        self._start(job)
-        try:
-            while (item := await inbox.get()) is not None:
-                if isinstance(item, Exception):
-                    raise item
-                yield item
-        finally:
-            self._engine.cancel(self._runner, job)
+        return await self._result(job, inbox)
 
     async def score(
-        self,
-        tokens: Sequence[TokenId],
-        start: int,
-        *,
-        redraws: Sequence[Redraw] = (),
-        private: bool = False,
-    ) -> Scored:
-        """Score ``tokens[start:]`` in one pass; see the port."""
+        self, requests: Sequence[ScoreRequest], *, private: bool = False
+    ) -> list[Scored]:
+        """Score texts at prefill speed; see the port."""
+        return [await self._score(request, private=private) for request in requests]
+
+    async def _score(self, request: ScoreRequest, *, private: bool) -> Scored:
         inbox: asyncio.Queue[Scored | Exception] = asyncio.Queue()
         job = Scoring(
-            tokens,
-            start,
+            request.tokens,
+            request.start,
             root=None if private else self._root,
-            redraws=redraws,
+            redraws=request.redraws,
             tokenizer=self._tokenizer,
             deliver=_deliver_to(inbox),
             recorder=self._engine.recorder,
         )
+        return await self._result(job, inbox)
+
+    async def _result(self, job: Job, inbox: "asyncio.Queue[Item | Exception]") -> Item:
+        """What a job delivers once it is done."""
         self._start(job)
         try:
             result = await inbox.get()
@@ -188,6 +234,14 @@ class TransformersModel:
         if isinstance(result, Exception):
             raise result
         return result
+
+    async def check_constraint(self, constraint: Constraint) -> None:
+        """Make sure that a text can be held to a constraint; see the port."""
+        await asyncio.to_thread(self._constraints.check, constraint)
+
+    def fulfils(self, constraint: Constraint, tokens: Sequence[TokenId]) -> bool:
+        """Whether tokens satisfy a constraint that allows nothing after them."""
+        return self._constraints.matcher(constraint, tokens).fulfilled
 
     def tokens_hot(self, tokens: Sequence[TokenId]) -> int:
         """How many leading tokens have their K/V in the cache."""
@@ -237,8 +291,10 @@ class TransformersModel:
         await done.get()
 
     def _start(self, job: Job) -> None:
-        if not self._runner.scheduler.fits(job.text.limit):
-            raise TooLarge(f"{job.text.limit} tokens do not fit the KV cache")
+        if not self._runner.scheduler.fits(job.text):
+            raise TooLarge(
+                f"{job.text.width} texts of {job.text.limit} tokens do not fit the KV cache"
+            )
         self._engine.start(self._runner, job)
 
 

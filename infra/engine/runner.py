@@ -6,7 +6,7 @@ from infra.engine.blocks import BlockPool
 from infra.engine.executor import Executor
 from infra.engine.jobs import Job
 from infra.engine.sampler import Row
-from infra.engine.scheduler import Scheduler, Sequence, Slice
+from infra.engine.scheduler import Scheduler, Sequence
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Runner:
     def drop(self, job: Job) -> None:
         """Stop working on a job, finished or not; its blocks are free at once."""
         if self._jobs.pop(job.text, None) is not None:
-            self.scheduler.remove(job.text)
+            self.scheduler.remove_group(job.text)
 
     def abandon(self, error: Exception) -> None:
         """Fail every job: what went wrong is not the fault of one.
@@ -71,26 +71,28 @@ class Runner:
         plan = self.scheduler.plan(beside_streams=beside_streams)
         if not plan.slices:
             raise RuntimeError("there are sequences, but none has anything to compute")
-        self.executor.store.move(plan.transfers)
+        wanted = [(piece.sequence, piece.wanted) for piece in plan.slices]
+        self.executor.store.move(plan.moves)
         try:
             logits = self.executor.run(plan.slices)
         except Exception as error:
             logger.exception("a forward pass failed")
-            for piece in plan.slices:
-                self._fail(self._jobs[piece.sequence], error)
+            for job in {self._jobs[sequence.origin] for sequence, _ in wanted}:
+                self._fail(job, error)
             return
         self.scheduler.commit(plan.slices)
         rows = iter(logits.numpy())
-        for piece in plan.slices:
-            self._accept(piece, [next(rows) for _ in piece.wanted])
+        for sequence, positions in wanted:
+            for position in positions:
+                row = next(rows)
+                if sequence.table:  # what came of a row before has not ended it
+                    self._accept(self._jobs[sequence.origin], sequence, position, row)
 
-    def _accept(self, piece: Slice, rows: list[Row]) -> None:
-        job = self._jobs[piece.sequence]
+    def _accept(self, job: Job, sequence: Sequence, position: int, row: Row) -> None:
         try:
-            for position, row in zip(piece.wanted, rows, strict=True):
-                if job.accept(position, row):
-                    self.drop(job)
-                    job.finish()
+            if job.accept(sequence, position, row):
+                self.drop(job)
+                job.finish()
         except Exception as error:
             logger.exception("a job failed")
             self._fail(job, error)

@@ -60,22 +60,33 @@ class Draw:
     probability: float
 
 
-def draw(logits: Row, sampling: SamplingParameters, seed: Seed, position: int) -> Draw:
-    """Draw the token at ``position`` from one row of raw logits.
+def draw(
+    scores: Row, sampling: SamplingParameters, seed: Seed, position: int, branch: int = 0
+) -> Draw:
+    """Draw the token at ``position`` of ``branch`` from one row of processed scores.
+
+    A score of minus infinity rules a token out.
 
     Raises:
-        ValueError: the logits are not numbers, or more than ``MAX_VOCABULARY``.
+        ValueError: the scores are not numbers, rule out every token, or are more than
+            ``MAX_VOCABULARY``.
     """
-    row = np.ascontiguousarray(logits, np.float32)
+    row = np.ascontiguousarray(scores, np.float32)
     likeliest = _likeliest(row)
     if sampling.temperature == 0:
         return Draw(likeliest, 1.0)
     if len(row) > MAX_VOCABULARY:
         raise ValueError(f"{len(row)} tokens are more than {MAX_VOCABULARY}")
-    temperature = max(sampling.temperature, _COLDEST)
-    lowest, point = row[row.argmin()], uniform(seed, position)
     token, probability = kernels().draw(
-        row, likeliest, lowest, temperature, sampling.top_k, sampling.top_p, point
+        row,
+        likeliest,
+        row[row.argmin()],
+        max(sampling.temperature, _COLDEST),
+        sampling.top_k,
+        sampling.top_p,
+        sampling.min_p,
+        sampling.typical_p,
+        uniform(seed, position, branch),
     )
     if token < 0:
         raise ValueError(_NO_NUMBERS)
@@ -85,6 +96,8 @@ def draw(logits: Row, sampling: SamplingParameters, seed: Seed, position: int) -
 def _likeliest(row: Row) -> TokenId:
     """The largest logit, of equals the one with the lowest id."""
     token = TokenId(int(row.argmax()))  # of a row that holds NaN, that one
+    if row[token] == -np.inf:
+        raise ValueError("every token is ruled out")
     if not math.isfinite(row[token]):
         raise ValueError(_NO_NUMBERS)
     return token
@@ -143,15 +156,25 @@ def pack_full(logits: Row) -> bytes:
     return zlib.compress(_stored(logits).data, level=1)
 
 
+_WAYS: Final = (
+    SamplingParameters(temperature=0.7, top_k=0, top_p=0.9),
+    SamplingParameters(temperature=1.0, top_k=0, top_p=1.0),
+    SamplingParameters(temperature=1.5, top_k=50, top_p=1.0),
+    SamplingParameters(temperature=0.3, top_k=1000, top_p=0.5),
+    SamplingParameters(temperature=2.0, top_k=0, top_p=1.0, min_p=0.1),
+    SamplingParameters(temperature=1.5, top_k=0, top_p=1.0, typical_p=0.9),
+    SamplingParameters(temperature=3.0, top_k=900, top_p=0.95, min_p=0.02, typical_p=0.5),
+)
+
+
 def golden(vocabulary: int = 5000) -> str:
     """SHA-256 of draws and measures of fixed rows: part of the numerics fingerprint."""
-    ways = [(0.7, 0, 0.9), (1.0, 0, 1.0), (1.5, 50, 1.0), (0.3, 1000, 0.5)]
-    values = np.random.Generator(np.random.Philox(0)).random((2 * len(ways), vocabulary))
+    values = np.random.Generator(np.random.Philox(0)).random((2 * len(_WAYS), vocabulary))
     rows = list((16 * values).astype(np.float32))
     found = hashlib.sha256("".join((zlib.ZLIB_RUNTIME_VERSION, *digests(rows))).encode())
     for position, row in enumerate(rows):
-        temperature, top_k, top_p = ways[position % len(ways)]
-        sampling = SamplingParameters(temperature=temperature, top_k=top_k, top_p=top_p)
-        drawn = draw(row, sampling, 42, position)
+        branch, way = divmod(position, len(_WAYS))
+        scores = np.where(row < 4 * branch, -np.inf, row)
+        drawn = draw(scores, _WAYS[way], 42, position, branch)
         found.update(repr((drawn, measure(row, drawn.token_id))).encode())
     return found.hexdigest()

@@ -7,24 +7,34 @@ and leave between steps. A sequence with one token to compute *decodes*, one wit
 
 What is promised to each, whatever the others do:
 
-* One that was admitted can always finish: its blocks were counted when it came in.
+* One that was admitted can always finish: its blocks were counted when it came in, and those of
+  all that it may be forked into.
 * As long as a pass has a row for every sequence, one that decodes is in every pass, and the
   prefill beside it is bounded.
 * Prefills share the rows of a pass equally; what one does not need goes to the others. Where
   there are more of them than rows, whoever has waited longest comes first.
 * A block that several sequences need next is computed by one of them, the others wait for it.
-* Sequences are admitted in order of arrival. Where the blocks for the next in line are not free
-  yet, others may go before it, but no more than may run together: then all wait for it.
+* Sequences are admitted in order of arrival. Where places or blocks for the next in line are not
+  free yet, others may go before it, but no more than may run together: then all wait for it.
+
+A running sequence can be *forked*: the fork shares the blocks of the tokens that both begin with,
+and where it goes on inside a block, whoever writes to that block first gets a copy. The promise
+holds because a *group*, a sequence and what it was forked into, never holds more different blocks
+than its tables would have if they shared nothing but what it is never without: the full blocks of
+the *trunk*, the tokens up to the first whose logits are wanted, or all of its table where it is
+never forked. Other blocks may be shared too, within a group or with others, but what they save
+is lent to nobody: a group that drops forks gives it up.
 """
 
 from collections import deque
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from itertools import islice
 
 from infra.engine.blocks import (
     BLOCK_TOKENS,
     BlockPool,
-    Transfer,
+    Move,
     block_key,
     block_keys,
     blocks_for,
@@ -39,6 +49,10 @@ class Sequence:
     position from ``first_wanted`` on. ``root`` names the numerics for the keys of its blocks; a
     sequence without one is private: it uses no block of others and leaves none behind.
 
+    ``width`` is how many sequences there may be at any one time of those it is forked into, itself
+    included; they share its ``trunk`` first blocks at least, and ``origin`` is what they all
+    come from.
+
     ``prefix`` are the keys of the blocks that may be found instead of computed: all that begin
     before ``first_wanted``. ``keys`` are those of its blocks that can be found, the first ones of
     its ``table``. ``reused`` of its ``computed`` tokens were not computed by itself.
@@ -48,16 +62,35 @@ class Sequence:
     limit: int
     first_wanted: int
     root: bytes | None
+    width: int = 1
     computed: int = 0
     reused: int = 0
     overtaken: int = 0
     table: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
+    trunk: int = field(init=False)
+    origin: "Sequence" = field(init=False, repr=False)
     prefix: list[bytes] = field(init=False)
 
     def __post_init__(self) -> None:
-        end = min(len(self.tokens), blocks_for(self.first_wanted) * BLOCK_TOKENS)
-        self.prefix = [] if self.root is None else block_keys(self.root, self.tokens, limit=end)
+        self.origin = self
+        self.trunk = (self.first_wanted + 1) // BLOCK_TOKENS
+        self.prefix = list(self.keys)
+        if self.root is not None and self.computed < self.first_wanted:
+            known = len(self.keys) * BLOCK_TOKENS
+            coming = self.tokens[known : blocks_for(self.first_wanted) * BLOCK_TOKENS]
+            previous = self.keys[-1] if known else self.root
+            self.prefix += block_keys(previous, coming, limit=len(coming))
+
+    @property
+    def kept(self) -> int:
+        """Blocks that every table of its group has from when they are computed to its end."""
+        return blocks_for(self.limit) if self.width == 1 else self.trunk
+
+    @property
+    def most_blocks(self) -> int:
+        """Blocks that its group holds at most."""
+        return self.kept + self.width * (blocks_for(self.limit) - self.kept)
 
     @property
     def remaining(self) -> int:
@@ -95,7 +128,7 @@ class Plan:
     """One forward pass, and the copies to be made before it, in order."""
 
     slices: list[Slice]
-    transfers: list[Transfer]
+    moves: list[Move]
 
 
 class Scheduler:
@@ -120,6 +153,7 @@ class Scheduler:
         self._max_prefill_rows_beside_streams = max_prefill_rows_beside_streams or max_rows
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # whoever has waited longest for rows comes first
+        self._groups: dict[Sequence, list[Sequence]] = {}  # of them, by origin
 
     @property
     def busy(self) -> bool:
@@ -141,9 +175,9 @@ class Scheduler:
         """Sequences in line for a place in the batch."""
         return len(self._waiting)
 
-    def fits(self, limit: int) -> bool:
-        """Whether a sequence of ``limit`` tokens can ever be admitted."""
-        return blocks_for(limit) < self._pool.capacity
+    def fits(self, sequence: Sequence) -> bool:
+        """Whether a sequence, with all that it may be forked into, can ever be admitted."""
+        return sequence.width <= self._max_sequences and sequence.most_blocks < self._pool.capacity
 
     def add(self, sequence: Sequence) -> None:
         """Put a sequence in line."""
@@ -157,6 +191,85 @@ class Scheduler:
             self._running.remove(sequence)
             self._pool.release(sequence.table)
             sequence.table = []
+            group = self._groups[sequence.origin]
+            group.remove(sequence)
+            if not group:
+                del self._groups[sequence.origin]
+
+    def remove_group(self, origin: Sequence) -> None:
+        """Take out a sequence and all that it was forked into."""
+        for sequence in list(self._groups.get(origin, (origin,))):
+            self.remove(sequence)
+
+    def fork(self, parent: Sequence, at: int, tokens: Seq[int], first_wanted: int) -> Sequence:
+        """A sequence that goes on with ``tokens`` after the first ``at`` ones of ``parent``.
+
+        It has their K/V without computing any, and may get as long as its origin.
+
+        Raises:
+            ValueError: the parent does not run, or has not computed so many; the fork leaves it
+                within the trunk, is too long, or one more than there may be.
+        """
+        if len(self._groups.get(parent.origin, ())) == parent.origin.width:
+            raise ValueError(f"{parent.origin.width} forks run already")
+        return self._join(parent, at, tokens, first_wanted)
+
+    def replace(self, parent: Sequence, at: int, tokens: Seq[int], first_wanted: int) -> Sequence:
+        """A fork in the place of its parent, which is taken out.
+
+        Raises:
+            ValueError: as for :meth:`fork`.
+        """
+        child = self._join(parent, at, tokens, first_wanted)
+        self.remove(parent)
+        return child
+
+    def reorder(self, beams: Seq[Sequence], parents: Seq[int], tokens: Seq[int]) -> list[Sequence]:
+        """The beams after a step of a search: each goes on from ``parents[i]`` with ``tokens[i]``.
+
+        ``parents`` are places in ``beams``, all of whose tokens are computed. The first that goes
+        on from a beam is that beam itself, others are forks; a beam without any is taken out.
+
+        Raises:
+            ValueError: a beam is not computed, or as for :meth:`fork`.
+        """
+        if any(beam.remaining for beam in beams):
+            raise ValueError("a beam is not computed yet")
+        for place in set(range(len(beams))).difference(parents):
+            self.remove(beams[place])
+        after: list[Sequence] = []
+        for place, token in zip(parents, tokens, strict=True):
+            beam = beams[place]
+            if beam in after:
+                after.append(self.fork(beam, beam.computed, [token], beam.first_wanted))
+            else:
+                beam.tokens.append(token)
+                after.append(beam)
+        return after
+
+    def _join(self, parent: Sequence, at: int, tokens: Seq[int], first_wanted: int) -> Sequence:
+        origin = parent.origin
+        if parent not in self._running or at > parent.computed:
+            raise ValueError(f"the first {at} tokens of the parent are not computed")
+        if at < origin.kept * BLOCK_TOKENS:
+            raise ValueError(f"a fork at {at} leaves the parent within the trunk")
+        if at + len(tokens) > origin.limit:
+            raise ValueError(f"a fork has at most {origin.limit} tokens")
+        child = Sequence(
+            [*parent.tokens[:at], *tokens],
+            origin.limit,
+            first_wanted,
+            parent.root,
+            computed=at,
+            reused=at,
+            table=parent.table[: blocks_for(at)],
+            keys=parent.keys[: at // BLOCK_TOKENS],
+        )
+        child.origin = origin
+        self._pool.share(child.table)
+        self._groups[origin].append(child)
+        self._running.append(child)
+        return child
 
     def plan(self, *, beside_streams: bool = False) -> Plan:
         """The next forward pass; its sequences hold the blocks it writes to.
@@ -175,11 +288,18 @@ class Scheduler:
         slices = [Slice(sequence, sequence.computed, 1) for sequence in decoding]
         slices += _equal_parts([sequence for sequence in ready if sequence.remaining > 1], rows)
         for piece in slices:
-            missing = blocks_for(piece.start + piece.count) - len(piece.sequence.table)
-            piece.sequence.table += [self._pool.allocate() for _ in range(missing)]
+            self._provide(piece)
         served = {piece.sequence for piece in slices}
         self._running.sort(key=lambda sequence: sequence in served)
-        return Plan(slices, self._pool.take_transfers())
+        return Plan(slices, self._pool.take_moves())
+
+    def _provide(self, piece: Slice) -> None:
+        """Have a sequence hold the blocks that a slice writes to, and the first for itself."""
+        table, begun = piece.sequence.table, piece.start // BLOCK_TOKENS
+        if len(piece.sequence.keys) <= begun < len(table):
+            table[begun] = self._pool.own(table[begun])
+        missing = blocks_for(piece.start + piece.count) - len(table)
+        table += [self._pool.allocate() for _ in range(missing)]
 
     def commit(self, slices: list[Slice]) -> None:
         """Note that a pass was computed, and publish the blocks it filled."""
@@ -201,22 +321,36 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Let in who could take all the blocks it may ever need, as could those already in."""
-        promised = sum(blocks_for(other.limit) - len(other.table) for other in self._running)
+        places = sum(origin.width for origin in self._groups)
+        kept, promised = self._reserved() if self._waiting else (set(), 0)
         passed_over: list[Sequence] = []
         for sequence in list(islice(self._waiting, self._max_sequences)):
             owed = passed_over and passed_over[0].overtaken == self._max_sequences
-            if owed or len(self._running) == self._max_sequences:
+            if owed or places == self._max_sequences:
                 return
-            needed = blocks_for(sequence.limit) - self._pool.count_held(sequence.prefix)
-            if promised + needed <= self._pool.available:
+            found = self._pool.count_among(kept, sequence.prefix[: sequence.kept])
+            blocks = len(kept) + promised + sequence.most_blocks - found
+            if places + sequence.width <= self._max_sequences and blocks < self._pool.capacity:
                 self._waiting.remove(sequence)
                 self._running.append(sequence)
+                self._groups[sequence] = [sequence]
                 self._adopt(sequence)
-                promised += blocks_for(sequence.limit) - len(sequence.table)
+                places += sequence.width
+                kept, promised = self._reserved()
                 for other in passed_over:
                     other.overtaken += 1
             else:
                 passed_over.append(sequence)
+
+    def _reserved(self) -> tuple[set[int], int]:
+        """Blocks that stay held as long as their groups run, and how many more may be needed."""
+        kept: set[int] = set()
+        promised = 0
+        for origin, (one, *_) in self._groups.items():
+            lasting = one.table[: origin.kept]
+            kept.update(lasting)
+            promised += origin.most_blocks - len(lasting)
+        return kept, promised
 
     def _adopt(self, sequence: Sequence) -> None:
         """Hold blocks of its prefix that can be found by now, in place of computing them.

@@ -106,7 +106,9 @@ class _Batch:
     def _take(self, job: Draft) -> tuple[Recorded, ...]:
         key = job.idempotency
         if key and (first := self._remembered(key)):
-            return answered(first, key)
+            same = answered(first, key)
+            if not job.replaces:
+                return same
         events = place(job, self._head, self._last_position, self._version)
         if key:
             self._answers[scope(key)] = Remembered(key.request_digest, events)
@@ -123,7 +125,7 @@ class _Batch:
         self._project(recorded)
         self._write_beside()
         self._write_keys()
-        self._many(queries.INSERT_GENERATION_STARTED, [_intent_row(i) for i in self._intents])
+        self._write_intents()
 
     def _project(self, recorded: list[Recorded]) -> None:
         created, changed = [], []
@@ -165,6 +167,13 @@ class _Batch:
             # Two old ones go for each one that comes: bounded work that always catches up.
             expired = _a_day_before(keys[-1][-1])
             self._connection.execute(queries.DELETE_IDEMPOTENCY_KEYS, (expired, 2 * len(keys)))
+
+    def _write_intents(self) -> None:
+        rows = [_intent_row(intent) for intent in self._intents]
+        self._many(queries.INSERT_GENERATION_STARTED, rows)
+        if rows:
+            expired = _a_day_before(self._intents[-1].provenance.recorded_at)
+            self._connection.execute(queries.DELETE_GENERATIONS_STARTED, (2 * len(rows), expired))
 
     def _many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
         if rows:

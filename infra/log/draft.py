@@ -23,17 +23,23 @@ def scope(idempotency: Idempotency) -> Scope:
 class Draft(Struct, frozen=True, kw_only=True):
     """The events of one call, complete but for their places in the log.
 
-    ``events[i]`` comes from ``appends[i]``; its row has position 0 and no hashes yet.
+    ``events[i]`` comes from ``appends[i]``; its row has position 0 and no hashes yet. They take
+    the place of what its key stood for if it ``replaces`` it.
     """
 
     appends: tuple[Append, ...]
     events: tuple[Recorded, ...]
     provenance: Provenance
     idempotency: Idempotency | None
+    replaces: bool
 
 
 def draft(
-    appends: Sequence[Append], provenance: Provenance, idempotency: Idempotency | None
+    appends: Sequence[Append],
+    provenance: Provenance,
+    idempotency: Idempotency | None,
+    *,
+    replaces: bool = False,
 ) -> Draft:
     """Encode the events of one call.
 
@@ -55,6 +61,7 @@ def draft(
         events=tuple(_encoded(append, provenance) for append in appends),
         provenance=provenance,
         idempotency=idempotency,
+        replaces=replaces,
     )
 
 

@@ -95,18 +95,22 @@ class MemoryLog:
         *,
         provenance: Provenance,
         idempotency: Idempotency | None = None,
+        replaces: bool = False,
     ) -> tuple[Recorded, ...]:
         """Record events, all or none, and the ``Idempotency-Key`` they answer.
 
-        A key that was used before gets the events recorded then, and records nothing.
+        A key that was used before gets the events recorded then, and records nothing; unless this
+        ``replaces`` them as its answer.
 
         Raises:
             VersionConflict: a state is not at its ``expected_version``; names the current one.
             IdempotencyKeyReused: the key belongs to a request with another body.
         """
-        drafted = draft(appends, provenance, idempotency)
+        drafted = draft(appends, provenance, idempotency, replaces=replaces)
         if idempotency and (first := self._answers.get(scope(idempotency))):
-            return answered(first, idempotency)
+            same = answered(first, idempotency)
+            if not replaces:
+                return same
         events = place(drafted, self._head, self._head.position, self._version)
         for append, recorded in zip(appends, events, strict=True):
             self._add(append, recorded)

@@ -97,9 +97,9 @@ INSERT INTO fingerprints (id, document, deterministic) VALUES (?, ?, ?) ON CONFL
 # Keep one blob of logits beside an event.
 INSERT_LOGITS: Final = "INSERT INTO logits (position, step, data) VALUES (?, ?, ?)"
 
-# Remember which events answered a request.
+# Remember which events answered a request, in place of those remembered before.
 INSERT_IDEMPOTENCY_KEY: Final = """
-INSERT INTO idempotency_keys (actor, method, path, key, request_digest,
+INSERT OR REPLACE INTO idempotency_keys (actor, method, path, key, request_digest,
                               first_position, last_position, recorded_at)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 """
@@ -118,4 +118,12 @@ INSERT INTO generations_started (state_id, base_version, payload, fingerprint, r
                                  actor, request_id, key_actor, key_method, key_path, key,
                                  request_digest)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+
+# Forget intents from before a moment, among so many of the oldest.
+DELETE_GENERATIONS_STARTED: Final = """
+DELETE FROM generations_started WHERE id IN (
+    SELECT id FROM (SELECT id, recorded_at FROM generations_started ORDER BY id LIMIT ?)
+    WHERE recorded_at < ?
+)
 """

@@ -79,10 +79,12 @@ class SqliteLog(SqliteReader):
         *,
         provenance: Provenance,
         idempotency: Idempotency | None = None,
+        replaces: bool = False,
     ) -> tuple[Recorded, ...]:
         """Record events, all or none, and the ``Idempotency-Key`` they answer.
 
-        A key that was used before gets the events recorded then, and records nothing.
+        A key that was used before gets the events recorded then, and records nothing; unless this
+        ``replaces`` them as its answer.
 
         Raises:
             VersionConflict: a state is not at its ``expected_version``; names the current one.
@@ -90,7 +92,7 @@ class SqliteLog(SqliteReader):
             QueueFull: too many appends are waiting.
             LogUnavailable: the database could not be written; nothing was recorded.
         """
-        return await self._writer.write(draft(appends, provenance, idempotency))
+        return await self._writer.write(draft(appends, provenance, idempotency, replaces=replaces))
 
     async def recall(self, idempotency: Idempotency) -> Remembered | None:
         """What an earlier request with this key in this scope did."""

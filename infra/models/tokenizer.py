@@ -30,6 +30,7 @@ class Tokenizer:
     def __init__(self, fast: PreTrainedTokenizerFast) -> None:
         self._fast = fast
         self._bytes = _token_bytes(fast)
+        self._partial = {token: raw for token, raw in self._bytes.items() if not _is_text(raw)}
         self.longest_token_bytes = max(map(len, self._bytes.values()))
         self.bos_token_id: TokenId | None = fast.bos_token_id
         self.eos_token_id: TokenId | None = fast.eos_token_id
@@ -45,7 +46,13 @@ class Tokenizer:
     def fragment(self, before: Iterable[TokenId], tokens: Sequence[TokenId]) -> Fragment:
         """``tokens`` with the text each of them adds after ``before``."""
         decoder = self.decoder(before)
-        return Fragment.of(tokens, [decoder.push(token) for token in tokens])
+        return Fragment.of(
+            tokens, [decoder.push(token) for token in tokens], list(map(self.partial, tokens))
+        )
+
+    def partial(self, token: TokenId) -> bytes | None:
+        """The bytes of a token that is not whole characters by itself; null of any other."""
+        return self._partial.get(token)
 
     def text_of(self, token: TokenId) -> str:
         """A token on its own, as far as it is valid UTF-8."""
@@ -73,6 +80,14 @@ class TextDecoder:
     def push(self, token: TokenId) -> str:
         """The text that ``token`` adds."""
         return self._utf8.decode(self._bytes.get(token, b""))
+
+
+def _is_text(raw: bytes) -> bool:
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _token_bytes(fast: PreTrainedTokenizerFast) -> dict[int, bytes]:

@@ -49,6 +49,33 @@ def generate(client: httpx.Client, state_id: str, max_tokens: int = 8, **wish: A
     return generated
 
 
+def multi(
+    client: httpx.Client, state_id: str, n: int = 3, max_tokens: int = 8, **wish: Any
+) -> Json:
+    body = {"state_id": state_id, "n": n, "max_tokens": max_tokens, **wish}
+    continued: Json = ok(client.post("/v1/generate/multi", json=body))
+    return continued
+
+
+def beams(client: httpx.Client, state_id: str, **wish: Any) -> Json:
+    found: Json = ok(client.post("/v1/generate/beam", json={"state_id": state_id, **wish}))
+    return found
+
+
+def stream(
+    client: httpx.Client, state_id: str, max_tokens: int = 8, *, n: int | None = None, **wish: Any
+) -> "list[Sent]":
+    """Everything that a whole stream sends: of one text, or of ``n`` continuations."""
+    body = {"state_id": state_id, "max_tokens": max_tokens, "stream": True, **wish}
+    path = "/v1/generate/token"
+    if n is not None:
+        path, body = "/v1/generate/multi", {**body, "n": n}
+    answer = client.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    return sent(answer.text)
+
+
 def configure(client: httpx.Client, state_id: str, **changes: Any) -> Json:
     body = {"state_id": state_id, "config": changes}
     view: Json = ok(client.post("/v1/states/config", json=body))

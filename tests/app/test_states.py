@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -31,6 +32,7 @@ from tests.app.api import (
 )
 
 UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
+LLAMA = "\U0001f999"
 STATE_FIELDS = {
     "state_id",
     "model_id",
@@ -73,8 +75,19 @@ def test_a_new_state_has_the_default_settings_with_the_context_of_its_model(
         "temperature": 0.7,
         "top_p": 0.9,
         "top_k": 0,
+        "min_p": 0,
+        "typical_p": 1,
+        "repetition_penalty": 1,
+        "presence_penalty": 0,
+        "frequency_penalty": 0,
+        "logit_bias": {},
+        "bad_words_ids": [],
+        "stop_sequences": [],
+        "stop_token_ids": [],
+        "ignore_eos": False,
         "seed": 42,
         "context_size": model["config"]["n_positions"],
+        "on_full": "stop",
         "store_logits": "top_k",
         "top_k_logits": 20,
     }
@@ -85,6 +98,57 @@ def test_settings_given_at_creation_stand_over_the_defaults_and_no_others(
 ) -> None:
     changes = {"temperature": 0, "seed": None, "context_size": 64, "store_logits": "none"}
     assert create(client, config=changes)["config"] == create(client)["config"] | changes
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"logit_bias": {"5": -1.5, "7": 100}},
+        {"bad_words_ids": [[5], [6, 7]]},
+        {"stop_token_ids": [5], "stop_sequences": ["\n"], "ignore_eos": True},
+        {"repetition_penalty": 1.5, "presence_penalty": -1, "frequency_penalty": 0.25},
+        {"min_p": 0.125, "typical_p": 0.5, "on_full": "slide"},
+    ],
+    ids=lambda setting: next(iter(setting)),
+)
+def test_every_setting_is_kept_and_goes_on_to_a_fork(client: httpx.Client, setting: Json) -> None:
+    state = create(client, config=setting)
+    assert {name: state["config"][name] for name in setting} == setting
+    changed = configure(client, create(client)["state_id"], **setting)
+    assert changed["config"] == state["config"]
+    assert read(client, state["state_id"]) == state
+    (child,) = fork(client, state["state_id"])
+    assert child["config"] == state["config"]
+
+
+BAD_IDS: list[tuple[Json, list[str]]] = [
+    ({"logit_bias": {"3": 1, "50300": 1}}, ["logit_bias.50300"]),
+    ({"stop_token_ids": [3, 1024]}, ["stop_token_ids[1]"]),
+    ({"bad_words_ids": [[1], [2, 5000]]}, ["bad_words_ids[1][1]"]),
+    (
+        {"logit_bias": {"2000": 1}, "stop_token_ids": [3000]},
+        ["logit_bias.2000", "stop_token_ids[0]"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("setting", "named"), BAD_IDS, ids=lambda value: str(value)[:24])
+def test_ids_in_a_config_that_are_no_tokens_are_named(
+    client: httpx.Client, setting: Json, named: list[str]
+) -> None:
+    state_id = create(client)["state_id"]
+    bodies: dict[str, Json] = {
+        "/v1/states": {"text": OPENING},
+        "/v1/states/config": {"state_id": state_id},
+        "/v1/states/fork": {"state_id": state_id},
+        "/v1/states/merge": {"state_ids": [state_id, create(client)["state_id"]]},
+    }
+    for path, body in bodies.items():
+        with nothing_recorded(client):
+            answer = client.post(path, json={**body, "config": setting})
+        fields = [f"config.{name}" for name in named]
+        problem = assert_problem(answer, 400, "invalid-input", *fields)
+        assert "must be from 0 to 1023" in problem["detail"]
 
 
 def test_tokens_make_the_same_state_as_the_text_they_are_of(client: httpx.Client) -> None:
@@ -267,6 +331,7 @@ def test_a_fork_is_a_state_of_its_own_and_leaves_its_parent_alone(client: httpx.
         "state_id": state_id,
         "version": 1,
         "head_position": parent["head_position"],
+        "continuation": None,
     }
     inherited = ("text", "config", "metadata", "model_id", "model_type", "head_position")
     assert {k: child[k] for k in inherited} == {k: parent[k] for k in inherited}
@@ -308,6 +373,121 @@ def test_a_fork_outlives_its_parent(client: httpx.Client) -> None:
     assert read(client, child["state_id"]) == child
     generate(client, child["state_id"])
     assert_verified(client, child["state_id"])
+
+
+CONTINUE = {"n": 3, "max_tokens": 5, "temperature": 1.0, "top_p": 1.0, "seed": 3}
+
+
+def continued(client: httpx.Client, state_id: str, **wish: Any) -> Json:
+    body = {"state_id": state_id, **CONTINUE, **wish}
+    return cast(Json, ok(client.post("/v1/generate/multi", json=body)))
+
+
+def test_a_fork_with_a_continuation_holds_what_the_state_held_and_the_continuation(
+    client: httpx.Client,
+) -> None:
+    state = create(client)
+    state_id = state["state_id"]
+    held = tokens_of(client, state_id)
+    continuations = continued(client, state_id)["continuations"]
+    assert len({one["text"] for one in continuations}) == 3
+    for index, one in enumerate(continuations):
+        (child,) = fork(client, state_id, continuation={"version": 2, "index": index})
+        assert child["text"] == OPENING + one["text"]
+        assert tokens_of(client, child["state_id"]) == held + one["token_ids"]
+        assert child["origin"] == {
+            "kind": "fork",
+            "state_id": state_id,
+            "version": 2,
+            "head_position": len(held),
+            "continuation": {"version": 2, "index": index},
+        }
+    generate(client, child["state_id"], 2)
+    assert_verified(client, child["state_id"])
+
+
+def test_a_fork_with_the_first_continuation_goes_on_as_the_state_itself_does(
+    client: httpx.Client,
+) -> None:
+    state_id, same = (create(client)["state_id"] for _ in range(2))
+    generate(client, same, **{name: CONTINUE[name] for name in CONTINUE if name != "n"})
+    continued(client, state_id)
+    (child,) = fork(client, state_id, continuation={"version": 2, "index": 0})
+    assert child["text"] == read(client, same)["text"]
+    wish = {"temperature": 1.0, "seed": 5}
+    assert [
+        generate(client, child["state_id"], **wish)[field] for field in ("token_ids", "logprobs")
+    ] == [generate(client, same, **wish)[field] for field in ("token_ids", "logprobs")]
+
+
+def test_a_fork_adopts_a_continuation_of_an_earlier_version_as_often_as_asked(
+    client: httpx.Client,
+) -> None:
+    state_id = create(client)["state_id"]
+    continuations = continued(client, state_id)["continuations"]
+    forward(client, state_id, " in a house")
+    chosen = {"version": 2, "index": 2}
+    body = {"continuation": chosen, "n": 2, "metadata": {"b": 2}, "config": {"top_k": 3}}
+    children = fork(client, state_id, **body)
+    assert {child["text"] for child in children} == {OPENING + continuations[2]["text"]}
+    assert len({child["state_id"] for child in children}) == 2
+    assert [child["metadata"] for child in children] == [{"b": 2}] * 2
+    assert [child["config"]["top_k"] for child in children] == [3] * 2
+    assert read(client, state_id)["text"] == f"{OPENING} in a house"
+
+
+def test_a_fork_with_a_beam_holds_its_tokens(client: httpx.Client) -> None:
+    state_id = create(client)["state_id"]
+    held = tokens_of(client, state_id)
+    body = {"state_id": state_id, "num_beams": 3, "num_return": 2, "max_length": 4}
+    found = ok(client.post("/v1/generate/beam", json=body))
+    (child,) = fork(client, state_id, continuation={"version": 2, "index": 1})
+    assert child["text"] == OPENING + found["beams"][1]
+    assert tokens_of(client, child["state_id"]) == held + found["sequences"][1]["token_ids"]
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "detail"),
+    [
+        ({"continuation": {"version": 2, "index": 3}}, "continuation.index", "from 0 to 2"),
+        ({"continuation": {"version": 2, "index": -1}}, "continuation.index", "from 0 to 2"),
+        ({"continuation": {"version": 1, "index": 0}}, "continuation.version", "state_created"),
+        ({"continuation": {"version": 2, "index": 0}, "version": 2}, "continuation", "together"),
+        ({"continuation": {"version": 2, "index": 0}, "position": 1}, "continuation", "together"),
+        ({"continuation": {"version": 2}}, "continuation.index", "is required"),
+        ({"continuation": {"version": 2, "index": 0, "n": 1}}, "continuation.n", "not a field"),
+        ({"continuation": 2}, "continuation", "expected"),
+    ],
+)
+def test_a_continuation_that_cannot_be_adopted_is_refused_by_name(
+    client: httpx.Client, body: Json, field: str, detail: str
+) -> None:
+    state_id = create(client)["state_id"]
+    continued(client, state_id, max_tokens=1)
+    with nothing_recorded(client):
+        answer = client.post("/v1/states/fork", json={"state_id": state_id, **body})
+    assert detail in assert_problem(answer, 400, "invalid-input", field)["detail"]
+
+
+def test_a_continuation_of_a_version_that_does_not_exist_is_not_found(
+    client: httpx.Client,
+) -> None:
+    body = {"state_id": create(client)["state_id"], "continuation": {"version": 2, "index": 0}}
+    answer = client.post("/v1/states/fork", json=body)
+    assert assert_problem(answer, 404, "version-not-found")["current_version"] == 1
+
+
+def test_a_continuation_that_does_not_fit_is_too_large(client: httpx.Client) -> None:
+    state = create(client)
+    continued(client, state["state_id"])
+    body = {
+        "state_id": state["state_id"],
+        "continuation": {"version": 2, "index": 0},
+        "config": {"context_size": state["head_position"] + 4},
+    }
+    with nothing_recorded(client):
+        answer = client.post("/v1/states/fork", json=body)
+    assert assert_problem(answer, 413, "too-large")["tokens"] == state["head_position"] + 5
 
 
 def test_a_fork_copies_no_kv_and_uses_that_of_its_parent(client: httpx.Client) -> None:
@@ -395,9 +575,22 @@ def test_forwarding_tokens_scores_them_to_the_bit_as_generating_them_did(
 def test_a_character_of_several_tokens_belongs_to_the_token_that_completes_it(
     client: httpx.Client,
 ) -> None:
-    tokens = tokens_of(client, create(client, text="\U0001f999")["state_id"])
+    tokens = tokens_of(client, create(client, text=LLAMA)["state_id"])
     assert len(tokens) > 1
     state_id = create(client)["state_id"]
     texts = [forward(client, state_id, tokens=[token])["tokens"][0]["text"] for token in tokens]
-    assert texts == [""] * (len(tokens) - 1) + ["\U0001f999"]
-    assert read(client, state_id)["text"] == f"{OPENING}\U0001f999"
+    assert texts == [""] * (len(tokens) - 1) + [LLAMA]
+    assert read(client, state_id)["text"] == f"{OPENING}{LLAMA}"
+
+
+def test_a_token_that_is_not_whole_characters_is_given_with_its_bytes(
+    client: httpx.Client,
+) -> None:
+    state_id = create(client)["state_id"]
+    forwarded = forward(client, state_id, f" a{LLAMA} b")["tokens"]
+    inside = [token for token in forwarded if "bytes" in token]
+    assert len(inside) > 1
+    assert bytes(byte for token in inside for byte in token["bytes"]) == LLAMA.encode()
+    whole = [token for token in forwarded if "bytes" not in token]
+    assert "".join(token["text"] for token in whole) == " a b"
+    assert_verified(client, state_id)

@@ -1,15 +1,27 @@
 """A state is the fold of its events: defined for every valid history, and nothing else."""
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain.config import ConfigChanges
+from domain.config import BeamParameters, ConfigChanges, LogitsParameters
 from domain.errors import UnknownEvent
-from domain.events import ConfigChanged, Event, Fragment, HeadRewound, Recorded, StateDeleted
-from domain.state import Deleted, Live, fold, join, take
+from domain.events import (
+    BeamsGenerated,
+    ConfigChanged,
+    ContextSlid,
+    ContinuationsGenerated,
+    Event,
+    Fragment,
+    HeadRewound,
+    Recorded,
+    StateDeleted,
+)
+from domain.state import CannotFollow, Deleted, Live, apply, drop, fold, join, take
 from tests.builders import (
     MODEL,
+    PARAMETERS,
     RECORDED_AT,
     config,
     created,
@@ -23,6 +35,12 @@ from tests.builders import (
     recorded,
     state_id,
 )
+
+
+def after_a_slide(event: Event, dropped: int) -> Event:
+    """An event of a state that has let go of so many tokens."""
+    return msgspec.structs.replace(event, dropped=dropped)
+
 
 # given events / then state
 
@@ -42,6 +60,7 @@ def test_a_created_state_holds_what_it_was_created_with() -> None:
         metadata={},
         origin=created().origin,
         content=fragment("añ"),
+        dropped=0,
         created_at=RECORDED_AT,
         modified_at=RECORDED_AT,
     )
@@ -69,6 +88,42 @@ def test_a_rewound_state_holds_the_first_tokens() -> None:
     assert state.content == fragment("abx")
 
 
+def test_a_state_that_slides_lets_go_of_its_first_tokens_and_keeps_its_absolute_position() -> None:
+    state = live(created("abcd"), ContextSlid(dropped=3))
+    assert (state.content, state.dropped) == (fragment("d"), 3)
+    assert (state.version, state.head_position, state.absolute_position) == (2, 1, 4)
+    grown = apply(state, after_a_slide(forwarded(4, "ef"), 3))
+    assert (grown.content, grown.absolute_position) == (fragment("def"), 6)
+    again = apply(grown, ContextSlid(dropped=2))
+    assert (again.content, again.dropped, again.absolute_position) == (fragment("f"), 5, 6)
+
+
+def test_a_state_may_begin_after_tokens_that_it_does_not_hold() -> None:
+    state = live(after_a_slide(created("ab"), 7))
+    assert (state.head_position, state.absolute_position) == (2, 9)
+
+
+def test_a_rewound_state_keeps_what_it_let_go_of() -> None:
+    state = live(created("abcd"), ContextSlid(dropped=2), HeadRewound(to_position=1))
+    assert (state.content, state.dropped) == (fragment("c"), 2)
+
+
+def continued(start: int) -> ContinuationsGenerated:
+    return ContinuationsGenerated(
+        parameters=PARAMETERS, seed=7, start=start, continuations=(), stored_logits=None
+    )
+
+
+def searched(start: int) -> BeamsGenerated:
+    parameters = BeamParameters(logits=LogitsParameters(), max_tokens=1, num_beams=1)
+    return BeamsGenerated(parameters=parameters, start=start, steps=(), beams=())
+
+
+def test_continuations_and_beams_are_versions_of_their_own_and_change_nothing() -> None:
+    state = live(created("abc"), continued(3), searched(3))
+    assert state == msgspec.structs.replace(live(created("abc")), version=3)
+
+
 def test_a_deleted_state_keeps_only_what_its_history_needs() -> None:
     assert fold(history(created(), StateDeleted())) == Deleted(
         state_id=state_id(), version=2, model_id=MODEL, deleted_at=RECORDED_AT
@@ -92,11 +147,18 @@ def test_room_is_what_the_context_leaves() -> None:
     ("events", "why"),
     [
         ([forwarded(0)], "cannot happen"),
-        ([created(), created()], "exists already"),
+        ([created(), created()], "not an event that the state outlives"),
         ([created(), StateDeleted(), forwarded(3)], "cannot happen"),
         ([created(), StateDeleted(), StateDeleted()], "cannot happen"),
-        ([created("abc"), forwarded(2)], "starts at 2, the head is at 3"),
-        ([created("abc"), generated(4)], "starts at 4, the head is at 3"),
+        ([created("abc"), forwarded(2)], "starts at 2 with 0 tokens dropped, the head is at 3"),
+        ([created("abc"), generated(4)], "starts at 4 with 0 tokens dropped, the head is at 3"),
+        ([created("abc"), ContextSlid(dropped=3)], "names 3 tokens, the head is at 3"),
+        ([created("abc"), ContextSlid(dropped=0)], "names 0 tokens"),
+        ([created("abc"), HeadRewound(to_position=4)], "names 4 tokens, the head is at 3"),
+        ([created("abc"), ContextSlid(dropped=2), forwarded(1)], "head is at 3 with 2 dropped"),
+        ([created("abc"), ContextSlid(dropped=2), forwarded(3)], "3 with 0 tokens dropped"),
+        ([created("abc"), continued(2)], "starts at 2"),
+        ([created("abc"), searched(4)], "starts at 4"),
     ],
 )
 def test_an_event_that_cannot_follow_is_an_error_with_its_position(
@@ -105,6 +167,12 @@ def test_an_event_that_cannot_follow_is_an_error_with_its_position(
     with pytest.raises(UnknownEvent, match=why) as error:
         fold(history(*events))
     assert error.value.position == len(events)
+
+
+@pytest.mark.parametrize("event", [created(), StateDeleted()])
+def test_an_event_that_begins_or_ends_a_state_is_not_applied_to_one(event: Event) -> None:
+    with pytest.raises(CannotFollow):
+        apply(live(), event)
 
 
 @pytest.mark.parametrize("version", [1, 3])
@@ -151,22 +219,56 @@ def test_a_missing_event_is_always_found(history: list[Recorded], data: st.DataO
 NOTHING = Fragment(tokens=(), text="", ends=())
 
 
-@given(fragments(min_size=0), fragments(min_size=0), fragments(min_size=0))
+@st.composite
+def any_fragments(draw: st.DrawFn) -> Fragment:
+    """Fragments of no token or several, of which some are not whole characters by themselves."""
+    content = draw(fragments(min_size=0))
+    indices = st.integers(0, max(0, len(content.tokens) - 1))
+    some = draw(st.dictionaries(indices, st.binary(min_size=1, max_size=4).map(bytes.hex)))
+    return msgspec.structs.replace(content, partial=some if content.tokens else {})
+
+
+def raw_bytes(content: Fragment) -> list[str | None]:
+    return [content.partial.get(at) for at in range(len(content.tokens))]
+
+
+@given(any_fragments(), any_fragments(), any_fragments())
 def test_joining_is_associative(one: Fragment, two: Fragment, three: Fragment) -> None:
     assert join(join(one, two), three) == join(one, join(two, three))
 
 
-@given(fragments(min_size=0))
+@given(any_fragments())
 def test_joining_nothing_changes_nothing(one: Fragment) -> None:
     assert join(one, NOTHING) == one == join(NOTHING, one)
 
 
-@given(one=fragments(min_size=0), two=fragments(min_size=0))
-def test_what_was_joined_first_can_be_taken_back(one: Fragment, two: Fragment) -> None:
-    assert take(join(one, two), len(one.tokens)) == one
+@given(any_fragments(), any_fragments())
+def test_joined_fragments_keep_what_each_token_adds_and_its_bytes(
+    one: Fragment, two: Fragment
+) -> None:
+    both = join(one, two)
+    assert both.pieces() == one.pieces() + two.pieces()
+    assert raw_bytes(both) == raw_bytes(one) + raw_bytes(two)
+    assert both.partial.keys() <= set(range(len(both.tokens)))
 
 
-@given(fragment=fragments(min_size=0), data=st.data())
+@given(one=any_fragments(), two=any_fragments())
+def test_what_was_joined_can_be_taken_apart(one: Fragment, two: Fragment) -> None:
+    both, count = join(one, two), len(one.tokens)
+    assert (take(both, count), drop(both, count)) == (one, two)
+
+
+@given(fragment=any_fragments(), data=st.data())
+def test_any_place_parts_a_fragment_in_two_that_join_to_it(
+    fragment: Fragment, data: st.DataObject
+) -> None:
+    count = data.draw(st.integers(0, len(fragment.tokens)))
+    first, second = take(fragment, count), drop(fragment, count)
+    assert join(first, second) == fragment
+    assert (len(first.tokens), len(second.tokens)) == (count, len(fragment.tokens) - count)
+
+
+@given(fragment=any_fragments(), data=st.data())
 def test_taking_twice_is_taking_the_smaller(fragment: Fragment, data: st.DataObject) -> None:
     size = len(fragment.tokens)
     first, second = data.draw(st.integers(0, size)), data.draw(st.integers(0, size))
@@ -175,8 +277,18 @@ def test_taking_twice_is_taking_the_smaller(fragment: Fragment, data: st.DataObj
     assert take(fragment, 0) == NOTHING
 
 
-@given(fragments(min_size=0), fragments(min_size=0))
-def test_the_pieces_of_joined_fragments_are_the_pieces_of_each(
-    one: Fragment, two: Fragment
-) -> None:
-    assert join(one, two).pieces() == one.pieces() + two.pieces()
+@given(fragment=any_fragments(), data=st.data())
+def test_dropping_twice_is_dropping_the_sum(fragment: Fragment, data: st.DataObject) -> None:
+    size = len(fragment.tokens)
+    first = data.draw(st.integers(0, size))
+    second = data.draw(st.integers(0, size - first))
+    assert drop(drop(fragment, first), second) == drop(fragment, first + second)
+    assert drop(fragment, size) == NOTHING
+    assert drop(fragment, 0) == fragment
+
+
+@given(fragment=any_fragments(), data=st.data())
+def test_it_does_not_matter_which_end_is_cut_first(fragment: Fragment, data: st.DataObject) -> None:
+    end = data.draw(st.integers(0, len(fragment.tokens)))
+    begin = data.draw(st.integers(0, end))
+    assert drop(take(fragment, end), begin) == take(drop(fragment, begin), end - begin)

@@ -62,7 +62,7 @@ class Feeding:
         self.text = Sequence(list(tokens[: cuts[0]]), len(tokens), first_wanted, root)
         self.bits: Bits | None = None
 
-    def accept(self, position: int, logits: Row) -> bool:
+    def accept(self, text: Sequence, position: int, logits: Row) -> bool:
         """Keep the row; at the end of a cut hand in the next one."""
         self._rows.append(logits.copy())
         if position < len(self.text.tokens) - 1:

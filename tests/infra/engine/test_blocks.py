@@ -4,6 +4,7 @@ import pytest
 
 from infra.engine.blocks import (
     BlockPool,
+    Copy,
     OutOfBlocks,
     Transfer,
     block_key,
@@ -72,14 +73,58 @@ def test_hits_and_misses_count_blocks_and_looking_counts_nothing() -> None:
     assert (pool.hits, pool.misses) == (2, 1)
 
 
-def test_a_block_counts_as_held_while_somebody_holds_it() -> None:
+def test_a_block_is_held_while_somebody_holds_it() -> None:
     pool = BlockPool(8)
     first, second = published(pool, "a", "b")
-    assert (pool.count_held([b"a", b"b", b"c"]), pool.held) == (2, 2)
-    pool.release([second])
-    assert (pool.count_held([b"a", b"b"]), pool.count_held([b"b"]), pool.held) == (1, 0, 1)
+    pool.share([first])
+    assert (pool.held, pool.shared) == (2, 1)
+    pool.release([first, second])
+    assert (pool.held, pool.shared, found(pool, "a", "b")) == (1, 0, 2)
     pool.release([first])
-    assert (pool.count_held([b"a", b"b"]), pool.held, found(pool, "a", "b")) == (0, 0, 2)
+    assert (pool.held, found(pool, "a", "b")) == (0, 2)
+
+
+def test_leading_keys_are_counted_as_far_as_they_are_in_given_blocks() -> None:
+    pool = BlockPool(8)
+    first, second, third = published(pool, "a", "b", "c")
+    keys = [b"a", b"b", b"c", b"d"]
+    assert pool.count_among({first, second, third}, keys) == 3
+    assert pool.count_among({first, third}, keys) == 1
+    assert pool.count_among(set(), keys) == 0
+
+
+def test_a_block_that_one_holds_and_nobody_finds_may_be_written_to_as_it_is() -> None:
+    pool = BlockPool(4)
+    block = pool.allocate()
+    assert pool.own(block) == block
+    assert (pool.take_moves(), pool.held) == ([], 1)
+
+
+def test_of_a_block_that_two_hold_who_writes_first_gets_a_copy() -> None:
+    pool = BlockPool(4)
+    block = pool.allocate()
+    pool.share([block])
+    copy = pool.own(block)
+    assert copy != block == pool.own(block)
+    assert pool.take_moves() == [Copy(block, copy)]
+    assert (pool.held, pool.shared) == (2, 0)
+
+
+def test_a_block_that_can_be_found_is_never_written_to() -> None:
+    pool = BlockPool(4)
+    (block,) = published(pool, "a")
+    copy = pool.own(block)
+    assert copy != block
+    assert pool.take_moves() == [Copy(block, copy)]
+    assert (pool.held, found(pool, "a"), pool.count_among({block}, [b"a"])) == (1, 1, 1)
+
+
+def test_where_there_is_no_other_block_it_leaves_the_device_before_it_is_written_to() -> None:
+    pool = BlockPool(2, host_slots=1)
+    (block,) = published(pool, "a")
+    assert pool.own(block) == block
+    assert pool.take_moves() == [Transfer(block, 0, to_host=True), Copy(block, block)]
+    assert (found(pool, "a"), pool.cached, len(pool.host)) == (1, 0, 1)
 
 
 def test_forgetting_keeps_what_is_held() -> None:
@@ -98,9 +143,9 @@ def test_forgetting_keeps_what_is_held() -> None:
 def test_what_has_to_leave_the_device_goes_to_the_host_and_comes_back() -> None:
     pool = BlockPool(3, host_slots=2)
     left_behind(pool, "a1", "a2")
-    assert pool.take_transfers() == []
+    assert pool.take_moves() == []
     taken = [pool.allocate(), pool.allocate()]
-    out = pool.take_transfers()
+    out = pool.take_moves()
     assert [(transfer.block, transfer.to_host) for transfer in out] == [(2, True), (1, True)]
     assert (pool.cached, len(pool.host), pool.evictions) == (0, 2, 2)
     assert found(pool, "a1", "a2") == 2
@@ -108,7 +153,7 @@ def test_what_has_to_leave_the_device_goes_to_the_host_and_comes_back() -> None:
     pool.release(taken)
     blocks = pool.match([b"a1", b"a2"])
     slot_of = {transfer.block: transfer.slot for transfer in out}
-    assert pool.take_transfers() == [
+    assert pool.take_moves() == [
         Transfer(blocks[0], slot_of[1], to_host=False),
         Transfer(blocks[1], slot_of[2], to_host=False),
     ]
@@ -133,9 +178,9 @@ def test_a_block_and_a_slot_that_change_places_are_copied_in_an_order_that_loses
     pool = BlockPool(2, host_slots=2)
     left_behind(pool, "a")
     left_behind(pool, "b")
-    (out,) = pool.take_transfers()
+    (out,) = pool.take_moves()
     pool.release(pool.match([b"a"]))
-    back = pool.take_transfers()
+    back = pool.take_moves()
     assert [transfer.to_host for transfer in back] == [True, False]
     assert back[1].slot == out.slot != back[0].slot
     assert (found(pool, "a"), found(pool, "b")) == (1, 1)
@@ -145,9 +190,9 @@ def test_with_one_slot_what_comes_back_is_not_overwritten_by_what_leaves() -> No
     pool = BlockPool(2, host_slots=1)
     left_behind(pool, "a")
     left_behind(pool, "b")
-    (out,) = pool.take_transfers()
+    (out,) = pool.take_moves()
     pool.match([b"a"])
-    assert pool.take_transfers() == [Transfer(out.block, out.slot, to_host=False)]
+    assert pool.take_moves() == [Transfer(out.block, out.slot, to_host=False)]
     assert (found(pool, "a"), found(pool, "b")) == (1, 0)
 
 
@@ -174,6 +219,6 @@ def test_without_a_host_tier_nothing_is_copied() -> None:
     pool = BlockPool(2)
     for name in "abc":
         left_behind(pool, name)
-    assert pool.take_transfers() == []
+    assert pool.take_moves() == []
     assert (pool.host.slots, len(pool.host), pool.evictions) == (0, 0, 2)
     assert [found(pool, name) for name in "abc"] == [0, 0, 1]

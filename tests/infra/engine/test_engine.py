@@ -9,6 +9,7 @@ import pytest
 from infra.engine.engine import Engine
 from infra.engine.runner import Runner
 from infra.engine.sampler import Row
+from infra.engine.scheduler import Sequence
 from tests.infra.engine import small_models
 from tests.infra.engine.bench import Bench, Feeding, text
 
@@ -22,9 +23,9 @@ class Noted(Feeding):
         self.error: Exception | None = None
         return self
 
-    def accept(self, position: int, logits: Row) -> bool:
+    def accept(self, text: Sequence, position: int, logits: Row) -> bool:
         self._step()
-        return super().accept(position, logits)
+        return super().accept(text, position, logits)
 
     def finish(self) -> None:
         self.ended.set()

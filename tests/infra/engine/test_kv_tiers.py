@@ -14,6 +14,7 @@ from infra.engine.forward import Prepared
 from infra.engine.kv_store import Geometry, KVStore
 from infra.engine.runner import Runner
 from infra.engine.sampler import Row
+from infra.engine.scheduler import Sequence
 from tests.infra.engine import small_models
 from tests.infra.engine.bench import Bench, Bits, Feeding, random_cuts, text
 from tests.infra.engine.small_models import CONTEXT
@@ -146,9 +147,9 @@ class Forked(Feeding):
         self.seen: list[tuple[int, int]] = []
         return self
 
-    def accept(self, position: int, logits: Row) -> bool:
+    def accept(self, text: Sequence, position: int, logits: Row) -> bool:
         self.seen.append((self._pool.held, self._pool.shared))
-        return super().accept(position, logits)
+        return super().accept(text, position, logits)
 
 
 def test_sixteen_forks_of_a_hot_text_hold_the_blocks_of_one_and_copy_none(

@@ -14,8 +14,9 @@ from domain.ids import TokenId
 from domain.ports import Drawn, Redraw, Scored, Step
 from infra.engine import sampler
 from infra.engine.blake2b import LANES
-from infra.engine.jobs import Generation, Scoring
+from infra.engine.generating import Generation
 from infra.engine.recorder import Recorder, Recording
+from infra.engine.scoring import Scoring
 from infra.engine.sampler import Row
 from infra.models.tokenizer import Tokenizer
 from tests.infra.engine import small_models

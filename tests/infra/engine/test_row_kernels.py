@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+from fractions import Fraction
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from numba.core.dispatcher import Dispatcher
 
 from domain.config import SamplingParameters
 from domain.ids import TokenId
-from infra.engine import blake2b, compiling, row_kernels, sampler
+from infra.engine import blake2b, compiling, elementary, row_kernels, sampler
 from infra.engine.row_kernels import kernels
 from infra.engine.sampler import Draw, Row, draw, measure, uniform
 
@@ -38,14 +39,14 @@ def ulps(found: float, exact: float) -> float:
 @example(-0.0)
 @example(-708.0)
 def test_exp_is_within_two_ulp_of_the_library(x: float) -> None:
-    assert ulps(row_kernels._exp(x), math.exp(x)) <= 2
+    assert ulps(elementary.exp(x), math.exp(x)) <= 2
 
 
 def test_exp_of_zero_is_one_exactly_and_exp_of_a_sum_is_the_product() -> None:
-    assert row_kernels._exp(0.0) == 1.0
+    assert elementary.exp(0.0) == 1.0
     for i in range(1, 100):
-        halves = row_kernels._exp(-i / 7 / 2) ** 2
-        assert ulps(row_kernels._exp(-i / 7), halves) <= 4
+        halves = elementary.exp(-i / 7 / 2) ** 2
+        assert ulps(elementary.exp(-i / 7), halves) <= 4
 
 
 @settings(deadline=None)
@@ -54,7 +55,7 @@ def test_exp_of_zero_is_one_exactly_and_exp_of_a_sum_is_the_product() -> None:
 @example(math.nextafter(1, 2))
 @example(math.e)
 def test_log_is_within_two_ulp_of_the_library(x: float) -> None:
-    assert ulps(row_kernels._log(x), math.log(x)) <= 2
+    assert ulps(elementary.log(x), math.log(x)) <= 2
 
 
 @settings(deadline=None)
@@ -70,22 +71,59 @@ def test_random_numbers_are_those_of_numpy(seed: int, position: int, branch: int
 # the draw
 
 
+def product_added(weight: int, distance: float, total: float) -> float:
+    """``weight * distance + total``, rounded once."""
+    return float(Fraction(weight) * Fraction(distance) + Fraction(total))
+
+
+def mean_in_lanes(weights: dict[int, int], distances: dict[int, float]) -> float:
+    """The mean distance, summed as the kernel says it does."""
+    lanes = [0.0] * 256
+    for token in sorted(weights):
+        lane = token % len(lanes)
+        lanes[lane] = product_added(weights[token], distances[token], lanes[lane])
+    while len(lanes) > 1:
+        half = len(lanes) // 2
+        lanes = [low + high for low, high in zip(lanes[:half], lanes[half:], strict=True)]
+    return lanes[0] / float(sum(weights.values()))
+
+
+def typical(weights: dict[int, int], distances: dict[int, float], typical_p: float) -> set[int]:
+    """Tokens as near to the mean distance as the one with which they weigh enough."""
+    mean = mean_in_lanes(weights, distances)
+    gaps = {token: abs(distances[token] - mean) for token in weights}
+    order = sorted(weights, key=lambda token: gaps[token])
+    sums = accumulate(weights[token] for token in order)
+    needed = typical_p * sum(weights.values())
+    last = next(token for token, mass in zip(order, sums, strict=True) if mass >= max(needed, 1))
+    return {token for token in order if gaps[token] <= gaps[last]}
+
+
 def by_full_sort(logits: Row, sampling: SamplingParameters, point: float) -> Draw:
     """The definition of a draw, step by step over all tokens."""
     scores = logits / np.float32(max(sampling.temperature, 1e-20))
     order = np.argsort(-scores, kind="stable").tolist()  # ties by lower id
-    distances = [min(float(scores[order[0]]) - float(scores[token]), 32.0) for token in order]
-    weights = [row_kernels._exp(-distance) for distance in distances]
-    masses = [round(weight * 2.0**43) for weight in weights]
-    count = len(order)
-    if 0 < sampling.top_k < count:
-        count = sum(scores >= scores[order[sampling.top_k - 1]])
-    sums = list(accumulate(masses[:count]))
+    peak = float(scores[order[0]])
+    distances = {token: min(peak - float(scores[token]), 32.0) for token in order}
+    exact = {token: elementary.exp(-distance) for token, distance in distances.items()}
+    weights = {token: round(weight * 2.0**43) for token, weight in exact.items()}
+    kept = order
+    if 0 < sampling.top_k < len(order):
+        kept = [token for token in kept if scores[token] >= scores[order[sampling.top_k - 1]]]
     if sampling.top_p < 1:
-        count = 1 + next(i for i, mass in enumerate(sums) if mass >= sampling.top_p * sums[-1])
-    kept = sums[count - 1]
-    drawn = next(i for i, mass in enumerate(sums) if mass > int(point * kept) or mass == kept)
-    return Draw(TokenId(order[drawn]), weights[drawn] / (kept / 2.0**43))
+        sums = list(accumulate(weights[token] for token in kept))
+        needed = sampling.top_p * sums[-1]
+        kept = kept[: 1 + next(i for i, mass in enumerate(sums) if mass >= needed)]
+    if sampling.min_p > 0:
+        limit = -elementary.log(max(sampling.min_p, 1e-300))
+        kept = [token for token in kept if distances[token] <= limit]
+    if sampling.typical_p < 1:
+        those = typical({token: weights[token] for token in kept}, distances, sampling.typical_p)
+        kept = [token for token in kept if token in those]
+    sums = list(accumulate(weights[token] for token in kept))
+    needed = min(int(point * sums[-1]) + 1, sums[-1])
+    token = kept[next(i for i, mass in enumerate(sums) if mass >= needed)]
+    return Draw(TokenId(token), exact[token] / (sums[-1] / 2.0**43))
 
 
 clusters = st.lists(st.sampled_from([-1.0, 0.0, 1e-7, 2e-7, 0.5, 2.0, 30.0]), min_size=1)
@@ -101,6 +139,8 @@ samplings = st.builds(
     temperature=st.sampled_from([1e-30, 1e-3, 0.1, 0.7, 1.0, 3.0, 100.0, 1e8]),
     top_k=st.one_of(st.sampled_from([0, 1, 2]), st.integers(0, 400)),
     top_p=st.one_of(st.sampled_from([0.0, 1e-300, 0.9, 1 - 2**-53, 1.0]), st.floats(0, 1)),
+    min_p=st.one_of(st.sampled_from([0.0, 0.0, 5e-324, 1e-9, 0.5, 1.0]), st.floats(0, 1)),
+    typical_p=st.one_of(st.sampled_from([1.0, 1.0, 1e-300, 0.5, 1 - 2**-53]), st.floats(0, 1)),
 )
 
 
@@ -129,7 +169,7 @@ def test_the_first_and_the_last_number_draw_the_first_and_the_last_token(
     temperature = max(sampling.temperature, 1e-20)
     token, _ = kernels().draw(
         logits, int(logits.argmax()), logits.min(), temperature,
-        sampling.top_k, sampling.top_p, point,
+        sampling.top_k, sampling.top_p, sampling.min_p, sampling.typical_p, point,
     )  # fmt: skip
     assert token == by_full_sort(logits, sampling, point).token_id
 
@@ -139,10 +179,21 @@ def test_the_first_and_the_last_number_draw_the_first_and_the_last_token(
 def test_a_draw_from_many_tokens_is_that_of_a_full_sort(count: int, spread: float) -> None:
     logits = np.random.default_rng(count).normal(0, spread, count).astype(np.float32)
     logits[count // 3] += 2 * spread
-    for position, (temperature, top_k, top_p) in enumerate(
-        [(0.7, 0, 0.9), (1.0, 0, 1.0), (1.0, 40, 1.0), (2.0, 3000, 0.5), (0.05, 200, 0.999)]
+    for position, (temperature, top_k, top_p, min_p, typical_p) in enumerate(
+        [
+            (0.7, 0, 0.9, 0.0, 1.0),
+            (1.0, 0, 1.0, 0.0, 1.0),
+            (1.0, 40, 1.0, 0.0, 1.0),
+            (2.0, 3000, 0.5, 0.0, 1.0),
+            (0.05, 200, 0.999, 0.0, 1.0),
+            (1.5, 0, 1.0, 0.05, 1.0),
+            (1.0, 0, 1.0, 0.0, 0.5),
+            (2.0, 3000, 0.99, 0.01, 0.9),
+        ]
     ):
-        sampling = SamplingParameters(temperature=temperature, top_k=top_k, top_p=top_p)
+        sampling = SamplingParameters(
+            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p
+        )
         for seed in range(3):
             assert_drawn_as_by_full_sort(logits, sampling, seed, position)
 
@@ -225,7 +276,7 @@ def parts(function: Any) -> set[str]:
 
 def test_the_cache_of_compiled_code_knows_every_file_it_comes_from() -> None:
     for module in (row_kernels, blake2b):
-        named = {module.__file__, compiling.__file__}
+        named = {module.__file__, compiling.__file__, elementary.__file__}
         for name, function in vars(module).items():
             if isinstance(function, Dispatcher) or name in ("_draw", "_measure", "_hash"):
                 assert parts(getattr(function, "py_func", function)) <= named

@@ -3,6 +3,7 @@
 import hashlib
 import zlib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -11,115 +12,194 @@ import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    LogitsProcessor,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
 
 from domain.config import SamplingParameters
 from domain.ids import MAX_SEED, TokenId
 from infra.engine import sampler
 from infra.engine.sampler import Row, draw, largest, measure, uniform
 
-TOLERANCE = 1e-5
-NEAR = 1e-4
+TOLERANCE = 1e-9
+NEAR = 1e-9
 
-anything = st.floats(-20, 20, width=32)
+
+def to_3_places(value: float) -> float:
+    """Such that scores that differ do so after a softmax in double precision too."""
+    return round(value, 3)
+
+
+anything = st.floats(-20, 20).map(to_3_places)
 few_values = st.sampled_from([-1.0, 0.0, 0.5, 2.0])  # full of ties
+or_ruled_out = st.one_of(anything, st.just(-np.inf))
 rows = st.one_of(
     st.lists(anything, min_size=2, max_size=40), st.lists(few_values, min_size=2, max_size=40)
 ).map(lambda values: np.array(values, np.float32))
+processed = st.one_of(
+    rows,
+    st.lists(or_ruled_out, min_size=2, max_size=40)
+    .filter(lambda values: max(values) > -np.inf)
+    .map(lambda values: np.array(values, np.float32)),
+)
 seeds = st.integers(0, MAX_SEED)
 samplings = st.builds(
     SamplingParameters,
     temperature=st.one_of(st.sampled_from([0.7, 1.0]), st.floats(0.05, 5)),
     top_k=st.integers(0, 45),
     top_p=st.one_of(st.just(1.0), st.floats(0.01, 0.999)),
+    min_p=st.one_of(st.just(0.0), st.floats(0, 1)),
+    typical_p=st.one_of(st.just(1.0), st.floats(0.01, 0.999)),
 )
 
 
-def sampling(temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> SamplingParameters:
-    return SamplingParameters(temperature=temperature, top_k=top_k, top_p=top_p)
+def sampling(
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    typical_p: float = 1.0,
+) -> SamplingParameters:
+    return SamplingParameters(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p
+    )
 
 
 def normal_row(count: int, spread: float, seed: int = 0) -> Row:
     return np.random.default_rng(seed).normal(0, spread, count).astype(np.float32)
 
 
+def warped(warper: LogitsProcessor, scores: torch.Tensor) -> torch.Tensor:
+    found: torch.Tensor = warper(torch.zeros(1, 1, dtype=torch.long), scores[None])[0]
+    return found
+
+
 class Reference:
-    """What the warpers of transformers make of a row: the sorted tokens and how many are kept."""
+    """What the warpers of transformers make of a row: the sets of tokens that may be kept.
 
-    def __init__(self, logits: Row, parameters: SamplingParameters) -> None:
-        ids = torch.zeros(1, 1, dtype=torch.long)
-        scores = TemperatureLogitsWarper(parameters.temperature)(
-            ids, torch.from_numpy(logits)[None]
-        )
+    They are one set but where a mass or a probability is this close to where it is cut: there
+    either is right. From ``top_p`` on everything is in double precision.
+    """
+
+    def __init__(self, scores: Row, parameters: SamplingParameters) -> None:
+        tensor = warped(TemperatureLogitsWarper(parameters.temperature), torch.from_numpy(scores))
         if parameters.top_k:
-            scores = TopKLogitsWarper(parameters.top_k)(ids, scores)
-        weights = torch.softmax(scores[0].double(), -1).numpy()
-        self.order = np.argsort(-scores[0].numpy(), kind="stable")  # ties by lower id
-        self.sorted = weights[self.order]
-        self.counts = {self._kept(scores, top_p) for top_p in self._near(parameters.top_p)}
+            tensor = warped(TopKLogitsWarper(parameters.top_k), tensor)
+        self._parameters = parameters
+        self.weights = torch.softmax(tensor.double(), -1).numpy()
+        self.kept = {
+            frozenset(torch.isfinite(typical).nonzero()[:, 0].tolist())
+            for likely in self._likely(tensor.double())
+            for above in self._above(likely)
+            for typical in self._typical(above)
+        }
 
-    def _near(self, top_p: float) -> list[float]:
-        """Where the mass is this close to ``top_p``, either is right."""
-        return [1.0] if top_p >= 1 else [top_p - NEAR, top_p, min(top_p + NEAR, 1 - 1e-9)]
+    def _likely(self, scores: torch.Tensor) -> Iterator[torch.Tensor]:
+        """With ``top_p``; of equals the lower ids are kept, where transformers' sort decides."""
+        top_p = self._parameters.top_p
+        if top_p == 1:
+            yield scores
+            return
+        cuts = (top_p - NEAR, min(top_p + NEAR, 1))
+        counts = [int(torch.isfinite(warped(TopPLogitsWarper(cut), scores)).sum()) for cut in cuts]
+        order = torch.argsort(-scores, stable=True)
+        for count in range(counts[0], counts[1] + 1):
+            yield scores.index_fill(0, order[count:], -torch.inf)
 
-    def _kept(self, scores: torch.Tensor, top_p: float) -> int:
-        if top_p < 1:
-            scores = TopPLogitsWarper(top_p)(torch.zeros(1, 1, dtype=torch.long), scores)
-        return int(torch.isfinite(scores).sum())
+    def _above(self, scores: torch.Tensor) -> Iterator[torch.Tensor]:
+        min_p = self._parameters.min_p
+        for cut in {max(min_p - NEAR, 0), min(min_p + NEAR, 1)} if min_p else {0}:
+            yield warped(MinPLogitsWarper(cut), scores)
+
+    def _typical(self, scores: torch.Tensor) -> Iterator[torch.Tensor]:
+        typical_p = self._parameters.typical_p
+        for cut in (typical_p - NEAR, typical_p + NEAR):
+            yield scores if typical_p == 1 else warped(TypicalLogitsWarper(cut), scores)
 
     def agrees(self, probabilities: dict[int, float]) -> bool:
-        """Whether drawn tokens and their probabilities are those of some allowed count."""
-        counts = range(min(self.counts), max(self.counts) + 1)
-        return any(self._agrees(probabilities, count) for count in counts)
+        """Whether drawn tokens and their probabilities are those of some allowed set."""
+        return any(self._agrees(probabilities, kept) for kept in self.kept)
 
-    def _agrees(self, probabilities: dict[int, float], count: int) -> bool:
-        kept = self.sorted[:count] / self.sorted[:count].sum()
-        expected = dict(zip(self.order[:count].tolist(), kept.tolist(), strict=True))
-        unseen = sum(p for token, p in expected.items() if token not in probabilities)
-        return (
-            probabilities.keys() <= expected.keys()
-            and all(abs(p - expected[token]) < TOLERANCE for token, p in probabilities.items())
-            and abs(1 - sum(probabilities.values()) - unseen) < TOLERANCE
+    def _agrees(self, probabilities: dict[int, float], kept: frozenset[int]) -> bool:
+        total = self.weights[list(kept)].sum()
+        return probabilities.keys() <= kept and all(
+            abs(probability - self.weights[token] / total) < TOLERANCE
+            for token, probability in probabilities.items()
         )
 
 
 def drawn(logits: Row, parameters: SamplingParameters, seed: int, count: int) -> dict[int, float]:
     draws = [draw(logits, parameters, seed, position) for position in range(count)]
-    probabilities = {each.token_id: each.probability for each in draws}
+    probabilities: dict[int, float] = {each.token_id: each.probability for each in draws}
     assert all(probabilities[each.token_id] == each.probability for each in draws)
     return probabilities
 
 
-@settings(max_examples=150, deadline=None)
-@given(rows, samplings, seeds)
+@settings(max_examples=250, deadline=None)
+@given(processed, samplings, seeds)
+@example(np.array([2, 1, 1, 0, 0, 0, 0], np.float32), sampling(typical_p=0.5), 0)
+@example(np.array([20, 1, 1, 0], np.float32), sampling(min_p=1.0, typical_p=0.5), 0)
 def test_support_and_probabilities_are_those_of_transformers(
-    logits: Row, parameters: SamplingParameters, seed: int
+    scores: Row, parameters: SamplingParameters, seed: int
 ) -> None:
-    probabilities = drawn(logits, parameters, seed, 60)
-    assert Reference(logits, parameters).agrees(probabilities)
+    assert Reference(scores, parameters).agrees(drawn(scores, parameters, seed, 60))
 
 
-@settings(max_examples=15, deadline=None)
-@given(
-    st.sampled_from([0.01, 1.0, 4.0]),
-    st.sampled_from([0, 50, 2000]),
-    st.sampled_from([0.1, 0.9, 0.999, 1.0]),
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        sampling(0.8),
+        sampling(1.3, top_k=50),
+        sampling(top_p=0.9),
+        sampling(top_p=0.999),
+        sampling(1.5, min_p=0.05),
+        sampling(typical_p=0.2),
+        sampling(3.0, typical_p=0.95),
+        sampling(1.5, top_k=900, top_p=0.95, min_p=0.01, typical_p=0.8),
+    ],
 )
+@pytest.mark.parametrize("spread", [0.01, 1.0, 4.0])
 def test_a_large_vocabulary_has_the_probabilities_of_transformers_too(
-    spread: float, top_k: int, top_p: float
+    spread: float, parameters: SamplingParameters
 ) -> None:
-    logits, parameters = normal_row(5000, spread), sampling(0.8, top_k, top_p)
-    assert Reference(logits, parameters).agrees(drawn(logits, parameters, 1, 40))
+    scores = normal_row(5000, spread)
+    assert Reference(scores, parameters).agrees(drawn(scores, parameters, 1, 40))
+    scores[::3] = -np.inf
+    assert Reference(scores, parameters).agrees(drawn(scores, parameters, 1, 40))
 
 
 def test_control_the_comparison_with_transformers_can_fail() -> None:
     logits = np.array([2, 1, 0, 0, -1], np.float32)
-    assert Reference(logits, sampling(top_k=3)).counts == {4}  # top_k keeps ties
-    assert not Reference(logits, sampling(top_k=2)).agrees(drawn(logits, sampling(), 0, 60))
-    assert not Reference(logits, sampling(0.9)).agrees(drawn(logits, sampling(), 0, 60))
-    assert not Reference(logits, sampling(top_p=0.5)).agrees(
-        drawn(logits, sampling(top_p=0.9), 0, 60)
-    )
+    found = drawn(logits, sampling(), 0, 60)
+    assert Reference(logits, sampling()).agrees(found)
+    assert Reference(logits, sampling(top_k=3)).kept == {frozenset({0, 1, 2, 3})}  # keeps ties
+    for other in (
+        sampling(0.9),
+        sampling(top_k=2),
+        sampling(top_p=0.5),
+        sampling(min_p=0.2),
+        sampling(typical_p=0.5),
+    ):
+        assert not Reference(logits, other).agrees(found)
+
+
+def test_every_token_that_is_kept_can_be_drawn_and_the_probabilities_add_to_one() -> None:
+    scores = normal_row(30, 1.0)
+    for parameters in (sampling(min_p=0.1), sampling(typical_p=0.7), sampling(2.0, 12, 0.9, 0.2)):
+        found = drawn(scores, parameters, 0, 3000)
+        assert {frozenset(found)} == Reference(scores, parameters).kept
+        assert sum(found.values()) == pytest.approx(1, abs=1e-12)
+
+
+def test_typical_tokens_may_leave_the_likeliest_out() -> None:
+    scores = np.log(np.array([0.3, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.05, 0.05], np.float32))
+    assert drawn(scores, sampling(typical_p=0.5), 0, 300).keys() == {1, 2, 3, 4, 5, 6}
+    assert drawn(scores, sampling(typical_p=0.7), 0, 300).keys() == {0, 1, 2, 3, 4, 5, 6}
 
 
 def test_top_k_keeps_ties_and_top_p_the_token_that_reaches_it() -> None:
@@ -132,7 +212,7 @@ def test_top_k_keeps_ties_and_top_p_the_token_that_reaches_it() -> None:
     assert drawn(np.zeros(4, np.float32), sampling(top_p=0.5), 0, 200) == {0: 0.5, 1: 0.5}
 
 
-@given(rows)
+@given(processed)
 @example(np.array([1, 3, 3, 2], np.float32))
 def test_temperature_zero_takes_the_largest_and_of_equals_the_lowest_id(logits: Row) -> None:
     choice = draw(logits, sampling(0.0, top_k=3, top_p=0.1), 5, 9)
@@ -280,6 +360,34 @@ def test_a_token_that_was_ruled_out_is_never_drawn_and_changes_nothing() -> None
     assert 1 not in drawn(logits, sampling(50.0), 0, 200)
     found, expected = measure(logits, TokenId(2)), measure(without, TokenId(1))
     assert asdict(found) == pytest.approx(asdict(expected), abs=1e-15)
+
+
+@given(st.lists(st.just(-np.inf), min_size=1, max_size=40), samplings)
+def test_where_every_token_was_ruled_out_the_error_says_so(
+    scores: list[float], parameters: SamplingParameters
+) -> None:
+    for each in (parameters, sampling(0.0)):
+        with pytest.raises(ValueError, match="every token is ruled out"):
+            draw(np.array(scores, np.float32), each, 0, 0)
+
+
+@settings(deadline=None)
+@given(processed, samplings, seeds)
+def test_what_was_ruled_out_is_never_drawn(
+    scores: Row, parameters: SamplingParameters, seed: int
+) -> None:
+    found = drawn(scores, parameters, seed, 20)
+    assert np.isfinite(scores[list(found)]).all()
+
+
+def test_each_branch_draws_with_numbers_of_its_own() -> None:
+    scores = normal_row(1000, 1.0)
+    branches = [[draw(scores, sampling(), 7, i, branch) for i in range(20)] for branch in range(9)]
+    assert branches[0] == [draw(scores, sampling(), 7, i) for i in range(20)]
+    assert len({tuple(each.token_id for each in branch) for branch in branches}) == 9
+    flat = np.zeros(1000, np.float32)
+    for branch in range(9):
+        assert draw(flat, sampling(), 7, 3, branch).token_id == int(1000 * uniform(7, 3, branch))
 
 
 def test_a_seed_below_zero_is_refused() -> None:

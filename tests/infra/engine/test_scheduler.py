@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from random import Random
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +15,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from infra.engine.blocks import BLOCK_TOKENS, BlockPool, Transfer, block_keys, blocks_for
+from infra.engine.blocks import BLOCK_TOKENS, BlockPool, Copy, Move, block_keys, blocks_for
 from infra.engine.scheduler import Plan, Scheduler, Sequence, Slice
 
 ROOT = bytes(32)
@@ -25,10 +26,12 @@ def stream(number: int, count: int) -> list[int]:
     return [0 if i < BLOCK_TOKENS + 8 else number for i in range(count)]
 
 
-def sequence(number: int, count: int, limit: int = 0, *, private: bool = False) -> Sequence:
+def sequence(
+    number: int, count: int, limit: int = 0, *, private: bool = False, width: int = 1
+) -> Sequence:
     """A prompt that is generated on, to at most ``limit`` tokens."""
     root = None if private else ROOT
-    return Sequence(stream(number, count), max(count, limit), first_wanted=count - 1, root=root)
+    return Sequence(stream(number, count), max(count, limit), count - 1, root, width)
 
 
 class Memory:
@@ -37,17 +40,24 @@ class Memory:
     def __init__(self) -> None:
         self.device: dict[tuple[int, int], object] = {}
         self.host: dict[int, list[object]] = {}
+        self.copies = 0
 
     def block(self, block: int) -> list[object]:
         return [self.device.get((block, offset)) for offset in range(BLOCK_TOKENS)]
 
-    def move(self, transfers: list[Transfer]) -> None:
-        for transfer in transfers:
-            if transfer.to_host:
-                self.host[transfer.slot] = self.block(transfer.block)
+    def fill(self, block: int, values: list[object]) -> None:
+        for offset, value in enumerate(values):
+            self.device[block, offset] = value
+
+    def move(self, moves: list[Move]) -> None:
+        for move in moves:
+            if isinstance(move, Copy):
+                self.copies += 1
+                self.fill(move.target, self.block(move.source))
+            elif move.to_host:
+                self.host[move.slot] = self.block(move.block)
             else:
-                for offset, value in enumerate(self.host[transfer.slot]):
-                    self.device[transfer.block, offset] = value
+                self.fill(move.block, self.host[move.slot])
 
 
 def value(text: Sequence, position: int) -> object:
@@ -63,6 +73,7 @@ class Scheduling(RuleBasedStateMachine):
         max_sequences=st.integers(1, 5),
         max_rows=st.integers(1, 5) | st.integers(1, 80),
         beside_streams=st.integers(1, 5) | st.integers(1, 40),
+        seed=st.integers(0, 99),
     )
     def start(
         self,
@@ -71,7 +82,9 @@ class Scheduling(RuleBasedStateMachine):
         max_sequences: int,
         max_rows: int,
         beside_streams: int,
+        seed: int,
     ) -> None:
+        self.random = Random(seed)
         self.pool = BlockPool(blocks, host_slots=host_slots)
         self.scheduler = Scheduler(
             self.pool,
@@ -85,6 +98,8 @@ class Scheduling(RuleBasedStateMachine):
         self.unserved: Counter[Sequence] = Counter()
         self.own: Counter[Sequence] = Counter()
         self.delivered: Counter[Sequence] = Counter()
+        self.searches: set[Sequence] = set()
+        self.forked_at: dict[Sequence, int] = {}
         self.memory = Memory()
         self.content: dict[bytes, tuple[int, ...]] = {}
 
@@ -94,19 +109,82 @@ class Scheduling(RuleBasedStateMachine):
         growth=st.integers(0, 60),
         first_wanted=st.integers(0, 99) | st.none(),
         private=st.booleans(),
+        width=st.integers(1, 4),
+        search=st.booleans(),
     )
     def add(
-        self, number: int, count: int, growth: int, first_wanted: int | None, private: bool
+        self,
+        number: int,
+        count: int,
+        growth: int,
+        first_wanted: int | None,
+        private: bool,
+        width: int,
+        search: bool,
     ) -> None:
-        """A generation, or with ``first_wanted`` the scoring of a text that is given."""
-        text = sequence(number, count, count + growth, private=private)
+        """A generation or a search, or with ``first_wanted`` the scoring of a given text."""
+        text = sequence(number, count, count + growth, private=private, width=width)
         if first_wanted is not None:
-            text = Sequence(text.tokens, count, min(first_wanted, count - 1), text.root)
-        if self.scheduler.fits(text.limit):
+            wanted = min(first_wanted, count - 1)
+            text = Sequence(text.tokens, text.limit, wanted, text.root, width)
+        if self.scheduler.fits(text):
             self.scheduler.add(text)
             self.alive[text] = number
+            if search:
+                self.searches.add(text)
         else:
-            assert blocks_for(text.limit) > self.pool.capacity - 1
+            assert (
+                width > self.max_sequences
+                or width * blocks_for(text.limit) > self.pool.capacity - 1
+            )
+
+    @precondition(lambda self: self.forkable())
+    @rule(
+        data=st.data(),
+        number=st.integers(1, 3),
+        more=st.integers(0, 50),
+        wanted=st.integers(0, 20) | st.none(),
+        replace=st.booleans(),
+    )
+    def fork(
+        self, data: st.DataObject, number: int, more: int, wanted: int | None, replace: bool
+    ) -> None:
+        """Go on as the parent did or as others do, from anywhere in what the parent computed."""
+        parent = data.draw(st.sampled_from(self.forkable()))
+        at = data.draw(st.integers(parent.origin.trunk * BLOCK_TOKENS, parent.computed))
+        going_on = data.draw(st.sampled_from([parent.tokens, stream(number, 200)]))
+        tokens = going_on[at : min(at + more, parent.origin.limit)]
+        first_wanted = parent.first_wanted if wanted is None else at + wanted
+        first_wanted = min(first_wanted, at + max(0, len(tokens) - 1))
+        if replace:
+            child = self.scheduler.replace(parent, at, tokens, first_wanted)
+            self.came_from(child, parent, number)
+            del self.alive[parent]
+        elif len(self.group(parent)) < parent.origin.width:
+            child = self.scheduler.fork(parent, at, tokens, first_wanted)
+            self.came_from(child, parent, number)
+        else:
+            with pytest.raises(ValueError, match="run already"):
+                self.scheduler.fork(parent, at, tokens, first_wanted)
+        self.go_on()
+        self.unserved.clear()
+
+    def forkable(self) -> list[Sequence]:
+        """Who may be forked or replaced."""
+        return [
+            text
+            for text in self.scheduler._running
+            if text.origin.width > 1 and text.computed >= text.origin.trunk * BLOCK_TOKENS
+        ]
+
+    def group(self, one: Sequence) -> list[Sequence]:
+        return [text for text in self.scheduler._running if text.origin is one.origin]
+
+    def came_from(self, child: Sequence, parent: Sequence, number: int) -> None:
+        self.forked_at[child] = child.computed
+        self.alive[child] = number
+        self.delivered[child] = max(0, child.computed - child.first_wanted)
+        assert child.tokens[: child.computed] == parent.tokens[: child.computed]
 
     @precondition(lambda self: self.alive)
     @rule(data=st.data())
@@ -115,6 +193,13 @@ class Scheduling(RuleBasedStateMachine):
         self.end(text)
         self.scheduler.remove(text)  # twice does nothing
         self.unserved.clear()  # others may have waited for what it computed
+        self.go_on()
+
+    @precondition(lambda self: self.alive)
+    @rule(data=st.data())
+    def cancel_group(self, data: st.DataObject) -> None:
+        self.end_group(data.draw(st.sampled_from(list(self.alive))).origin)
+        self.unserved.clear()
 
     @rule()
     def forget(self) -> None:
@@ -131,7 +216,7 @@ class Scheduling(RuleBasedStateMachine):
             self.own[text] += piece.count
             self.delivered[text] += len(piece.wanted)
             assert max(0, text.computed - text.first_wanted) == self.delivered[text]
-            self.go_on(text)
+        self.go_on()
 
     @precondition(lambda self: self.alive)
     @rule()
@@ -140,13 +225,14 @@ class Scheduling(RuleBasedStateMachine):
         for piece in self.plan():
             self.end(piece.sequence)
         self.unserved.clear()
+        self.go_on()
 
     def plan(self) -> list[Slice]:
         plan = self.scheduler.plan()
         for text in self.scheduler._running:
             for end, key in self.keys(text):
                 self.content[key] = tuple(text.tokens[:end])
-        self.memory.move(plan.transfers)
+        self.memory.move(plan.moves)
         self.check_rows(plan.slices)
         self.check_turns(plan.slices)
         for piece in plan.slices:
@@ -176,7 +262,7 @@ class Scheduling(RuleBasedStateMachine):
         served = {piece.sequence for piece in slices}
         for text in self.scheduler._running:
             alike = {o for o in self.scheduler._running if o.next_key == text.next_key}
-            progress = served & (alike if text.adopts else {text})
+            progress = served & (alike if text.adopts else {text}) or not text.remaining
             self.unserved[text] = 0 if progress else self.unserved[text] + 1
             assert self.unserved[text] < self.max_sequences
             if self.max_sequences <= min(self.max_rows, self.beside_streams):
@@ -199,13 +285,44 @@ class Scheduling(RuleBasedStateMachine):
                 assert block not in self.pool._key_of
             self.memory.device[block, offset] = value(text, position)
 
-    def go_on(self, text: Sequence) -> None:
-        if text.remaining:
+    def go_on(self) -> None:
+        """Whoever computed all of its tokens gets another, the beams of a search together."""
+        for text in list(self.scheduler._running):
+            if text.remaining or text not in self.alive:
+                continue
+            if text.origin in self.searches:
+                if not any(beam.remaining for beam in self.group(text)):
+                    self.search(self.group(text))
+            elif len(text.tokens) == text.limit:
+                self.end(text)
+            else:
+                text.tokens += stream(self.alive[text], len(text.tokens) + 1)[-1:]
+
+    def search(self, beams: list[Sequence]) -> None:
+        """A step of a search: some beams go on, in one way or several, others end."""
+        if any(len(beam.tokens) == beam.limit for beam in beams):
+            self.end_group(beams[0].origin)
             return
-        if len(text.tokens) == text.limit:
-            self.end(text)
-        else:
-            text.tokens[:] = stream(self.alive[text], len(text.tokens) + 1)
+        count = self.random.randint(1, beams[0].origin.width)
+        parents = self.random.choices(range(len(beams)), k=count)
+        tokens = self.random.choices(range(3), k=count)
+        texts = [
+            [*beams[parent].tokens, token] for parent, token in zip(parents, tokens, strict=True)
+        ]
+        after = self.scheduler.reorder(beams, parents, tokens)
+        assert [beam.tokens for beam in after] == texts
+        assert [beam in after for beam in beams] == [i in parents for i in range(len(beams))]
+        for parent, child in zip(parents, after, strict=True):
+            if child not in self.alive:
+                self.came_from(child, beams[parent], 1)
+        for beam in set(beams).difference(after):
+            del self.alive[beam]
+        self.unserved.clear()
+
+    def end_group(self, origin: Sequence) -> None:
+        self.scheduler.remove_group(origin)
+        self.alive = {text: n for text, n in self.alive.items() if text.origin is not origin}
+        assert self.pool.held == len({block for text in self.alive for block in text.table})
 
     def end(self, text: Sequence) -> None:
         held = Counter(block for other in self.alive if other is not text for block in other.table)
@@ -250,7 +367,7 @@ class Scheduling(RuleBasedStateMachine):
     @invariant()
     def every_text_sees_its_own_values(self) -> None:
         for text in self.alive:
-            assert 0 <= text.reused <= max(text.first_wanted, 0)
+            assert 0 <= text.reused <= max(text.first_wanted, self.forked_at.get(text, 0))
             assert text.reused + self.own[text] == text.computed
             for position in range(text.computed):
                 slot = text.table[position // BLOCK_TOKENS], position % BLOCK_TOKENS
@@ -259,27 +376,41 @@ class Scheduling(RuleBasedStateMachine):
     @invariant()
     def who_was_admitted_can_finish(self) -> None:
         running = self.scheduler._running
-        assert len(running) == self.scheduler.running <= self.max_sequences
+        assert len(running) == self.scheduler.running
         assert {*running, *self.scheduler._waiting} == self.alive.keys()
         assert len(running) + self.scheduler.waiting == len(self.alive)
-        promised = sum(blocks_for(text.limit) - len(text.table) for text in running)
-        assert promised <= self.pool.available
         assert all(text.overtaken <= self.max_sequences for text in self.alive)
+        groups = {text.origin: self.group(text) for text in running}
+        assert sum(origin.width for origin in groups) <= self.max_sequences
+        for origin, group in groups.items():
+            assert len(group) <= origin.width
+            assert len({tuple(text.table[: origin.kept]) for text in group}) == 1
+            blocks = {block for text in group for block in text.table}
+            assert len(blocks) <= origin.most_blocks <= origin.width * blocks_for(origin.limit)
+        kept, promised = self.scheduler._reserved()
+        assert len(kept) + promised < self.pool.capacity
 
     @invariant()
-    def private_texts_share_nothing(self) -> None:
-        tables = Counter(block for text in self.alive for block in text.table)
+    def private_texts_share_nothing_but_with_their_forks(self) -> None:
+        groups: dict[int, set[Sequence]] = {}
+        for text in self.alive:
+            for block in text.table:
+                groups.setdefault(block, set()).add(text.origin)
         for text in self.alive:
             if text.root is None:
-                assert text.reused == 0
-                assert all(tables[block] == 1 for block in text.table)
+                assert text.reused == self.forked_at.get(text, 0)
+                assert all(len(groups[block]) == 1 for block in text.table)
                 assert not set(text.table) & self.pool._key_of.keys()
+
+    @invariant()
+    def a_fork_costs_a_copy_of_one_block_at_most(self) -> None:
+        assert self.memory.copies <= len(self.forked_at)
 
     def teardown(self) -> None:
         """Everybody finishes, and then nothing is held."""
         if not hasattr(self, "pool"):
             return
-        passes = sum(text.limit for text in self.alive)
+        passes = sum(text.origin.width * text.limit for text in self.alive)
         for _ in range(passes):
             if self.alive:
                 self.step()
@@ -578,7 +709,7 @@ def test_copies_between_the_tiers_come_with_the_pass_that_needs_them() -> None:
         plans.append(running.plan())
         running.commit(plans[-1].slices)
         running.remove(text)
-    first, second, again = (plan.transfers for plan in plans)
+    first, second, again = (plan.moves for plan in plans)
     assert first == []
     assert [transfer.to_host for transfer in second] == [True, True]
     assert {transfer.to_host for transfer in again} == {True, False}
