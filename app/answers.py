@@ -31,8 +31,8 @@ from domain.events import (
     TextForwarded,
     TokensGenerated,
 )
-from domain.ports import Step
 from domain.state import Live, join
+from domain.work import Step
 
 
 def state(

@@ -7,8 +7,9 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from domain.chain import Row
 from domain.config import ConfigChanges, Metadata, ModelType, StateConfig
-from domain.events import Alternative, ContinuationId, FinishReason, Origin
+from domain.events import Alternative, FinishReason
 from domain.ids import ModelId, Position, StateId, TokenId, Version
+from domain.origin import ContinuationId, Origin
 from domain.plan import BeamWish, GenerationWish
 from domain.ports import Numerics, Tier
 

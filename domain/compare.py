@@ -8,19 +8,12 @@ from msgspec import Struct
 from domain.beams import BeamSearch, Candidates
 from domain.chain import blobs_digest
 from domain.config import BeamParameters
-from domain.events import (
-    BeamsGenerated,
-    BeamStep,
-    Continuation,
-    Fingerprint,
-    Recorded,
-    Scores,
-    TokensGenerated,
-)
+from domain.events import BeamsGenerated, BeamStep, Continuation, Recorded, Scores, TokensGenerated
+from domain.fingerprint import Fingerprint
 from domain.ids import Position, TokenId
-from domain.ports import Drawn, Scored
 from domain.replay import Claim, Divergence, Drift, Occurrence, Passage, divergence, place_of
 from domain.search_tree import SearchTree
+from domain.work import Drawn, Scored
 
 
 class Redone(Struct, frozen=True):

@@ -14,16 +14,14 @@ from domain.events import (
     Continuation,
     ContinuationsGenerated,
     FinishReason,
-    Fork,
     Fragment,
-    Merge,
-    New,
     Recorded,
     StateCreated,
     TextForwarded,
     TokensGenerated,
 )
 from domain.ids import TokenId, Version
+from domain.origin import Fork, Merge, New
 from domain.replay import Divergence, Occurrence, divergence, runs_of
 from domain.state import Live, fold, join, take
 from domain.stopping import Stopping

@@ -20,15 +20,10 @@ from domain.events import (
     BeamsGenerated,
     ConfigChanged,
     ContextSlid,
-    ContinuationId,
     ContinuationsGenerated,
     Event,
-    Fork,
     Fragment,
     HeadRewound,
-    Merge,
-    New,
-    Parent,
     Scores,
     StateCreated,
     StateDeleted,
@@ -36,6 +31,7 @@ from domain.events import (
     event_type,
 )
 from domain.ids import ModelId, StateId, TokenId, Version
+from domain.origin import ContinuationId, Fork, Merge, New, Parent
 from domain.state import Live, State, join, take
 
 

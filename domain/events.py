@@ -5,14 +5,14 @@ schema number; a new field needs a default, a changed meaning needs a new tag. E
 ids, never text alone, and everything an answer to the client was made of.
 """
 
-import hashlib
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 from msgspec import Struct
 
+from domain.canonical import as_json
 from domain.chain import Row
 from domain.config import (
     BeamParameters,
@@ -26,6 +26,7 @@ from domain.config import (
 )
 from domain.errors import UnknownEvent
 from domain.ids import ModelId, Position, Seed, StateId, TokenId, Version
+from domain.origin import Origin
 
 SCHEMA: Final = 2
 """Number of the payload schema that this release writes; it reads this one and all before."""
@@ -69,53 +70,6 @@ class Fragment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """What each token adds to the text; together they are the text."""
         starts = (0, *self.ends)
         return tuple(self.text[start:end] for start, end in zip(starts, self.ends, strict=False))
-
-
-class New(
-    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="new", tag_field="kind"
-):
-    """The state began with the text or tokens its client gave."""
-
-
-class ContinuationId(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One of the continuations or beams that a state got at a version, counted from 0."""
-
-    version: Version
-    index: int
-
-
-class Fork(
-    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="fork", tag_field="kind"
-):
-    """The state began as the first ``head_position`` tokens of another at ``version``.
-
-    With a ``continuation``, as all its tokens and those of the continuation.
-    """
-
-    state_id: StateId
-    version: Version
-    head_position: int
-    continuation: ContinuationId | None = None
-
-
-class Parent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A state at a version, when it held ``head_position`` tokens."""
-
-    state_id: StateId
-    version: Version
-    head_position: int
-
-
-class Merge(
-    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="merge", tag_field="kind"
-):
-    """The state began as the tokens that its parents begin with, then each one's own, in order."""
-
-    parents: tuple[Parent, ...]
-    strategy: Literal["concatenate"]
-
-
-Origin = New | Fork | Merge
 
 
 class Alternative(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -387,41 +341,6 @@ class Recorded(Struct, frozen=True):
         return self.row.version
 
 
-class Fingerprint(Struct, frozen=True, kw_only=True):
-    """Identity of the numerics a result was computed under.
-
-    ``id`` is the SHA-256 (hexadecimal) of ``document``, which names everything the bits depend
-    on. Results under equal fingerprints are equal bit for bit if ``deterministic``.
-    """
-
-    id: str
-    document: str
-    deterministic: bool
-
-    @classmethod
-    def of(cls, facts: dict[str, Any]) -> "Fingerprint":
-        """The fingerprint that names these facts; ``deterministic`` is one of them."""
-        document = as_json(facts)
-        return cls(
-            id=hashlib.sha256(document.encode()).hexdigest(),
-            document=document,
-            deterministic=facts["deterministic"],
-        )
-
-    def facts(self) -> dict[str, Any]:
-        """What the document names."""
-        return msgspec.json.decode(self.document, type=dict[str, Any])
-
-    def is_sound(self) -> bool:
-        """Whether the id is that of the document, and the claim the one the document makes."""
-        digest = hashlib.sha256(self.document.encode()).hexdigest()
-        try:
-            claimed = self.facts().get("deterministic")
-        except msgspec.DecodeError:
-            return False
-        return digest == self.id and claimed is self.deterministic
-
-
 class GenerationStarted(Struct, frozen=True, kw_only=True):
     """The intent of a streamed generation, kept outside the state's versions.
 
@@ -436,13 +355,12 @@ class GenerationStarted(Struct, frozen=True, kw_only=True):
     fingerprint: str
 
 
-_encoder: Final = msgspec.json.Encoder(order="sorted")
 _decoder: Final[msgspec.json.Decoder[Event]] = msgspec.json.Decoder(Event)
 
 
 def encode(event: Event) -> str:
     """The payload as it is stored: JSON with sorted keys, readable without this program."""
-    return _encoder.encode(event).decode()
+    return as_json(event)
 
 
 def event_type(event: Event) -> str:
@@ -467,8 +385,3 @@ def decode(row: Row) -> Recorded:
     if event_type(event) != row.type:
         raise UnknownEvent(row.position, f"stored as {row.type!r}, holds {event_type(event)!r}")
     return Recorded(row, event)
-
-
-def as_json(value: Any) -> str:
-    """Any JSON value with sorted keys: the canonical form used for digests of requests."""
-    return _encoder.encode(value).decode()

@@ -5,29 +5,20 @@ from typing import Any, Literal, Protocol
 
 from msgspec import Struct
 
-from domain.beams import Candidates
 from domain.chain import Head, Row
 from domain.config import (
-    BeamParameters,
     Constraint,
-    GenerationParameters,
-    LogitsStorage,
     ModelType,
-    SamplingParameters,
 )
 from domain.events import (
-    Alternative,
-    Beam,
-    BeamStep,
     Event,
-    Fingerprint,
-    FinishReason,
     Fragment,
     GenerationStarted,
     Recorded,
-    Scores,
 )
-from domain.ids import ModelId, Position, Seed, StateId, TokenId, Version
+from domain.fingerprint import Fingerprint
+from domain.ids import ModelId, Position, StateId, TokenId, Version
+from domain.work import BeamRequest, BeamsFound, GenerationRequest, Scored, ScoreRequest, Step
 
 
 class Provenance(Struct, frozen=True, kw_only=True):
@@ -154,121 +145,6 @@ class EventLog(LogReader, Protocol):
         Raises:
             IdempotencyKeyReused: the key belongs to a request with another body.
         """
-
-
-class Drawing(Struct, frozen=True, kw_only=True):
-    """How tokens are drawn, and what is kept of each draw.
-
-    ``branch`` and the token's absolute position, which is ``dropped`` more than its place among
-    the tokens held, choose the random number. ``prior`` are tokens that the same call drew before:
-    a constraint reads all of a call.
-    """
-
-    sampling: SamplingParameters
-    seed: Seed
-    branch: int = 0
-    dropped: int = 0
-    constraint: Constraint | None = None
-    prior: tuple[TokenId, ...] = ()
-    top_logprobs: int
-    store_logits: LogitsStorage
-    top_k_logits: int
-
-
-class Drawn(Struct, frozen=True, kw_only=True):
-    """One drawn token, with everything about it that is recorded. See :class:`Scores`."""
-
-    token_id: TokenId
-    logprob: float
-    rank: int
-    entropy: float
-    logsumexp: float
-    logits_digest: str
-    sampling_probability: float
-    alternatives: tuple[Alternative, ...]
-    logits: bytes | None
-
-
-class Step(Struct, frozen=True):
-    """A token of a generation as it comes.
-
-    Its branch, its place among the tokens held, what was drawn, the text it adds, its bytes where
-    it is not whole characters by itself, and why the branch ends with it.
-    """
-
-    branch: int
-    position: int
-    drawn: Drawn
-    text: str
-    partial: bytes | None
-    finish_reason: FinishReason | None
-
-
-class GenerationRequest(Struct, frozen=True, kw_only=True):
-    """Continue ``tokens`` by at most ``max_new`` tokens (0 or more), in ``branches`` ways.
-
-    A branch ends before that at a stop or at the model's end-of-sequence token; reaching
-    ``context_size`` is an end of its own. Branch ``i`` draws as ``drawing`` says with ``i`` as
-    the branch. ``said`` is the text that the same call added before: stop sequences see it.
-    """
-
-    tokens: tuple[TokenId, ...]
-    parameters: GenerationParameters
-    drawing: Drawing
-    max_new: int
-    context_size: int
-    branches: int = 1
-    said: str = ""
-
-
-class BeamRequest(Struct, frozen=True, kw_only=True):
-    """Continue ``tokens`` by beam search, by at most ``max_new`` tokens (1 or more)."""
-
-    tokens: tuple[TokenId, ...]
-    parameters: BeamParameters
-    max_new: int
-
-
-class BeamsFound(Struct, frozen=True, kw_only=True):
-    """A whole beam search, and the sequences it found, best first."""
-
-    steps: tuple[BeamStep, ...]
-    beams: tuple[Beam, ...]
-
-
-class Redraw(Struct, frozen=True, kw_only=True):
-    """Asks what a generation would draw, given the tokens before, at some positions."""
-
-    start: int
-    stop: int
-    drawing: Drawing
-
-
-class ScoreRequest(Struct, frozen=True, kw_only=True):
-    """Score ``tokens[start:]`` (``start`` >= 1).
-
-    ``redraws`` lie within these positions and do not overlap. Where ``candidates`` are given, also
-    the tokens that a beam search with these parameters chooses from at each of the positions.
-    """
-
-    tokens: tuple[TokenId, ...]
-    start: int
-    redraws: tuple[Redraw, ...] = ()
-    candidates: BeamParameters | None = None
-
-
-class Scored(Struct, frozen=True, kw_only=True):
-    """The scores of a run of given tokens, and what the redraws asked about gave, in order.
-
-    ``candidates`` has one entry for each position if they were asked for. ``tokens_reused`` had
-    their K/V in the cache, ``tokens_computed`` did not.
-    """
-
-    scores: Scores
-    redrawn: tuple[Drawn, ...]
-    candidates: tuple[Candidates, ...] = ()
-    tokens_computed: int
-    tokens_reused: int
 
 
 class ModelInfo(Struct, frozen=True, kw_only=True):

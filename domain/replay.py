@@ -24,9 +24,9 @@ from domain.events import (
     TokensGenerated,
 )
 from domain.ids import Position, StateId, TokenId, Version
-from domain.ports import Drawing, Redraw, ScoreRequest
 from domain.search_tree import SearchTree
 from domain.state import Live, State, evolve
+from domain.work import Drawing, Redraw, ScoreRequest
 
 Run = TextForwarded | TokensGenerated | Continuation | Beam
 """What holds a run of tokens and what is said of each of them."""

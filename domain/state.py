@@ -16,7 +16,6 @@ from domain.events import (
     Event,
     Fragment,
     HeadRewound,
-    Origin,
     Recorded,
     StateCreated,
     StateDeleted,
@@ -24,6 +23,7 @@ from domain.events import (
     TokensGenerated,
 )
 from domain.ids import ModelId, StateId, Version
+from domain.origin import Origin
 
 
 class Live(Struct, frozen=True, kw_only=True):
@@ -79,8 +79,7 @@ def join(first: Fragment, second: Fragment) -> Fragment:
         tokens=first.tokens + second.tokens,
         text=first.text + second.text,
         ends=first.ends + tuple(offset + end for end in second.ends),
-        partial=first.partial
-        | {len(first.tokens) + at: raw for at, raw in second.partial.items()},
+        partial=first.partial | {len(first.tokens) + at: raw for at, raw in second.partial.items()},
     )
 
 

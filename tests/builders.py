@@ -17,10 +17,8 @@ from domain.config import (
 from domain.events import (
     SCHEMA,
     Event,
-    Fingerprint,
     Fragment,
     GenerationStarted,
-    New,
     Recorded,
     Scores,
     StateCreated,
@@ -30,7 +28,9 @@ from domain.events import (
     encode,
     event_type,
 )
+from domain.fingerprint import Fingerprint
 from domain.ids import ModelId, Position, StateId, TokenId, Version
+from domain.origin import New
 from domain.ports import Append, Idempotency, Provenance
 from domain.state import Deleted, Live, State, evolve
 

@@ -6,7 +6,8 @@ from domain.errors import TooLarge
 from domain.events import BeamsGenerated, Recorded
 from domain.ids import StateId
 from domain.plan import BeamWish
-from domain.ports import Append, BeamRequest
+from domain.ports import Append
+from domain.work import BeamRequest
 
 
 async def search(

@@ -16,8 +16,9 @@ from domain.events import (
 )
 from domain.ids import TokenId
 from domain.plan import GenerationPlan
-from domain.ports import Append, Drawing, GenerationRequest, LanguageModel, Step
+from domain.ports import Append, LanguageModel
 from domain.state import Live, apply
+from domain.work import Drawing, GenerationRequest, Step
 
 
 class TokensDraft:

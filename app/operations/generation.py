@@ -13,16 +13,12 @@ from app.schemas import StreamedToken
 from app.service import Call, Service
 from domain import decide, plan
 from domain.errors import NothingToResume
-from domain.events import (
-    ContinuationsGenerated,
-    GenerationStarted,
-    Recorded,
-    TokensGenerated,
-)
+from domain.events import ContinuationsGenerated, GenerationStarted, Recorded, TokensGenerated
 from domain.ids import Seed, StateId, Version
 from domain.plan import GenerationPlan, GenerationWish
-from domain.ports import LanguageModel, Provenance, Step
+from domain.ports import LanguageModel, Provenance
 from domain.state import Live
+from domain.work import Step
 
 Made = tuple[Recorded, ...]
 """What a call made, in order: events that together are its answer."""

@@ -10,10 +10,13 @@ from app.service import Call, Service
 from domain import decide, plan
 from domain.config import ConfigChanges, Metadata, StateConfig
 from domain.errors import TooLarge, invalid
-from domain.events import ContinuationId, Event, Fingerprint, Recorded, StateCreated
+from domain.events import Event, Recorded, StateCreated
+from domain.fingerprint import Fingerprint
 from domain.ids import ModelId, StateId, TokenId, Version
-from domain.ports import Append, LanguageModel, ScoreRequest
+from domain.origin import ContinuationId
+from domain.ports import Append, LanguageModel
 from domain.state import Live, apply
+from domain.work import ScoreRequest
 
 MAX_METADATA_BYTES = 16_384
 MAX_METADATA_DEPTH = 64

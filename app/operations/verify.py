@@ -17,19 +17,12 @@ from domain.errors import (
     NotFound,
     StateNotFound,
 )
-from domain.events import (
-    ContinuationsGenerated,
-    Fingerprint,
-    Fork,
-    Merge,
-    Recorded,
-    StateCreated,
-    TokensGenerated,
-    decode,
-)
+from domain.events import ContinuationsGenerated, Recorded, StateCreated, TokensGenerated, decode
+from domain.fingerprint import Fingerprint
 from domain.form import compare_form
 from domain.ids import ModelId, Position, StateId, Version
-from domain.ports import LanguageModel, LogReader, Models, Scored
+from domain.origin import Fork, Merge
+from domain.ports import LanguageModel, LogReader, Models
 from domain.replay import (
     Divergence,
     Drift,
@@ -41,6 +34,7 @@ from domain.replay import (
     passages,
 )
 from domain.state import State, evolve
+from domain.work import Scored
 
 PAGE = 1000
 

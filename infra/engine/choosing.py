@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from domain.ids import TokenId
-from domain.ports import Drawing
+from domain.work import Drawing
 from infra.engine import sampler
 from infra.engine.constraints import Constraints
 from infra.engine.processors import Processors

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import transformers
 
-from domain.events import Fingerprint
+from domain.fingerprint import Fingerprint
 from infra.engine import sampler
 from infra.engine.blocks import BLOCK_TOKENS
 from infra.engine.forward import Prepared

@@ -7,8 +7,8 @@ import msgspec
 
 from domain.events import FinishReason
 from domain.ids import TokenId
-from domain.ports import GenerationRequest, Step
 from domain.stopping import Stopping
+from domain.work import GenerationRequest, Step
 from infra.engine import sampler
 from infra.engine.choosing import Chooser
 from infra.engine.constraints import Constraints

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from domain.events import Alternative
 from domain.ids import TokenId
-from domain.ports import Drawing, Drawn
+from domain.work import Drawing, Drawn
 from infra.engine import sampler
 from infra.engine.sampler import Draw, Measures, Row
 from infra.engine.scheduler import Sequence as Text

@@ -11,19 +11,11 @@ import torch
 
 from domain.config import Constraint, ModelType
 from domain.errors import ModelUnavailable, TooLarge
-from domain.events import Fingerprint, Fragment
+from domain.events import Fragment
+from domain.fingerprint import Fingerprint
 from domain.ids import ModelId, TokenId
-from domain.ports import (
-    BeamRequest,
-    BeamsFound,
-    CacheCounters,
-    GenerationRequest,
-    Numerics,
-    Scored,
-    ScoreRequest,
-    Step,
-    Tier,
-)
+from domain.ports import CacheCounters, Numerics, Tier
+from domain.work import BeamRequest, BeamsFound, GenerationRequest, Scored, ScoreRequest, Step
 from infra.engine.blocks import BLOCK_TOKENS, BlockPool, block_keys, blocks_for
 from infra.engine.constraints import Constraints
 from infra.engine.engine import Engine

@@ -5,7 +5,7 @@ from functools import partial
 
 from domain.events import Scores
 from domain.ids import TokenId
-from domain.ports import Drawn, Redraw, Scored
+from domain.work import Drawn, Redraw, Scored
 from infra.engine import sampler
 from infra.engine.jobs import describe
 from infra.engine.recorder import Recorder, Recording

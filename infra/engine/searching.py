@@ -9,7 +9,7 @@ import numpy as np
 from domain.beams import BeamSearch, Candidate, Candidates, candidates_needed
 from domain.events import Beam, BeamStep, Scores
 from domain.ids import TokenId
-from domain.ports import BeamRequest, BeamsFound
+from domain.work import BeamRequest, BeamsFound
 from infra.engine import sampler
 from infra.engine.processors import Processors
 from infra.engine.recorder import Recorder, Recording

@@ -8,8 +8,9 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
+from domain.canonical import as_json
 from domain.chain import Head, Row, genesis
-from domain.events import GenerationStarted, Recorded, StateCreated, StateDeleted, as_json, decode
+from domain.events import GenerationStarted, Recorded, StateCreated, StateDeleted, decode
 from domain.ids import Position, StateId, Version
 from domain.ports import Idempotency, Provenance, Remembered
 from infra.log import queries

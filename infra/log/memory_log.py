@@ -7,7 +7,8 @@ from msgspec import Struct
 
 from domain.chain import Head, Row, genesis
 from domain.errors import IdempotencyKeyReused
-from domain.events import Fingerprint, GenerationStarted, Recorded, StateCreated, StateDeleted
+from domain.events import GenerationStarted, Recorded, StateCreated, StateDeleted
+from domain.fingerprint import Fingerprint
 from domain.ids import ModelId, Position, StateId, Version
 from domain.ports import Append, Idempotency, Provenance, Remembered, StatePage
 from infra.log.draft import Scope, answered, draft, place, scope

@@ -13,7 +13,7 @@ import aiosqlite
 
 from domain.chain import Head, Row, genesis
 from domain.errors import LogError, LogUnavailable
-from domain.events import Fingerprint
+from domain.fingerprint import Fingerprint
 from domain.ids import ModelId, Position, StateId, Version
 from domain.ports import StatePage
 from infra.log import queries

@@ -40,10 +40,10 @@ from domain.events import (
     TokensGenerated,
 )
 from domain.ids import TokenId
-from domain.ports import Drawing, Drawn, Scored, ScoreRequest
 from domain.replay import Divergence, occurrences, passages
 from domain.state import Live, apply
 from domain.stopping import Stopping
+from domain.work import Drawing, Drawn, Scored, ScoreRequest
 from tests.builders import created, fragment, history, live
 
 VOCABULARY: Final = 128

@@ -16,15 +16,15 @@ from domain.events import (
     Continuation,
     ContinuationsGenerated,
     Event,
-    Fingerprint,
     Scores,
     StoredLogits,
     TextForwarded,
     TokensGenerated,
 )
+from domain.fingerprint import Fingerprint
 from domain.ids import Position, TokenId, Version
-from domain.ports import Scored
 from domain.replay import Divergence, Drift, Run, occurrences, passages, place_of, runs_of
+from domain.work import Scored
 from tests.builders import history, recorded, state_id
 from tests.domain.replaying import (
     EOS,

@@ -24,19 +24,16 @@ from domain.events import (
     ConfigChanged,
     ContextSlid,
     Continuation,
-    ContinuationId,
     ContinuationsGenerated,
     Event,
-    Fork,
     HeadRewound,
-    Merge,
-    Parent,
     StateCreated,
     StateDeleted,
     TextForwarded,
     event_type,
 )
 from domain.ids import ModelId, TokenId, Version
+from domain.origin import ContinuationId, Fork, Merge, Parent
 from domain.state import Live, apply, evolve, fold
 from tests.builders import (
     MODEL,

@@ -1,282 +1,193 @@
 """The storage contract: what a release has written, every later one reads."""
 
 import hashlib
+import json
 from pathlib import Path
-from typing import Final, get_args
+from typing import Any, Final, get_args
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from domain.canonical import as_json
 from domain.chain import Head, Row, follow, genesis
-from domain.config import (
-    ConfigChanges,
-    GenerationParameters,
-    Metadata,
-    SamplingParameters,
-    StateConfig,
-)
 from domain.errors import UnknownEvent
 from domain.events import (
     SCHEMA,
-    Alternative,
-    ConfigChanged,
+    ContinuationsGenerated,
     Event,
-    Fingerprint,
     FinishReason,
-    Fork,
     Fragment,
     GenerationStarted,
     HeadRewound,
-    New,
-    Origin,
     Recorded,
-    Scores,
     StateCreated,
-    StateDeleted,
-    StoredLogits,
-    TextForwarded,
     TokensGenerated,
-    as_json,
     decode,
     encode,
     event_type,
 )
-from domain.ids import MAX_SEED, ModelId, Position, StateId, TokenId, Version
+from domain.fingerprint import Fingerprint
+from domain.ids import Position
+from domain.origin import Origin
 from domain.state import Deleted, Live, fold
-from tests.builders import FINGERPRINT, created, fragments, histories, row, state_id
+from tests.builders import FINGERPRINT, created, fragments, history, row, state_id
+from tests.domain import schema_1, schema_2
+from tests.domain.replaying import Story, stories
 
 DATA: Final = Path(__file__).parent / "data"
-ROWS: Final = DATA / "events_schema_1.jsonl"
-INTENTS: Final = DATA / "intents_schema_1.jsonl"
-LOG_ID: Final = "the log of schema 1"
-
-AWKWARD_TEXT: Final = 'tab\t quote" \\ é \u0000 \u2028 \U0001f600'
-# The first token ends inside a character, the second completes it, the third is special.
-SPLIT_CHARACTER: Final = Fragment(
-    tokens=(TokenId(195), TokenId(169), TokenId(0)), text="é", ends=(0, 1, 1)
-)
-AWKWARD_NUMBERS: Final = Scores(
-    logprobs=(-0.0, -1e-300, -123456789.125),
-    ranks=(0, 1023, 2**31),
-    entropies=(0.0, 0.1, 6.931471805599453),
-    logsumexps=(5e-324, -1.7976931348623157e308, 1e16),
-    logits_digests=("00" * 8, "0123456789abcdef", "ff" * 8),
-)
-ALL_PARAMETERS: Final = GenerationParameters(
-    sampling=SamplingParameters(temperature=0.7, top_k=40, top_p=0.9),
-    max_tokens=3,
-    stop_sequences=("\n\n", "é"),
-    stop_token_ids=(TokenId(0), TokenId(7)),
-    top_logprobs=1,
-)
-GREEDY: Final = GenerationParameters(
-    sampling=SamplingParameters(temperature=0.0, top_k=0, top_p=1.0), max_tokens=16
-)
-CONFIG: Final = StateConfig(
-    temperature=0.7,
-    top_p=1.0,
-    top_k=0,
-    seed=42,
-    context_size=64,
-    store_logits="none",
-    top_k_logits=10,
-)
-
-# What the committed file holds is written out here and not made by shared builders: it is the
-# same for ever, whatever they become.
+WRITTEN: Final = {1: schema_1, 2: schema_2}
+"""What each schema's files hold."""
 
 
-def content_of(text: str) -> Fragment:
-    return Fragment.of([TokenId(ord(letter)) for letter in text], list(text))
+def rows_file(schema: int) -> Path:
+    return DATA / f"events_schema_{schema}.jsonl"
 
 
-def scores_of(text: str) -> Scores:
-    count = len(text)
-    return Scores(
-        logprobs=(-0.5,) * count,
-        ranks=(0,) * count,
-        entropies=(1.25,) * count,
-        logsumexps=(3.5,) * count,
-        logits_digests=("00" * 8,) * count,
-    )
+def intents_file(schema: int) -> Path:
+    return DATA / f"intents_schema_{schema}.jsonl"
 
 
-def began(text: str, origin: Origin, metadata: Metadata) -> StateCreated:
-    return StateCreated(
-        origin=origin,
-        model_id=ModelId("cacher-tiny"),
-        model_type="causal_lm",
-        config=CONFIG,
-        metadata=metadata,
-        content=content_of(text),
-    )
-
-
-def added(start: int, text: str) -> TextForwarded:
-    return TextForwarded(start=start, content=content_of(text), scores=scores_of(text))
-
-
-def drawn(
-    start: int,
-    text: str,
-    finish_reason: FinishReason | None,
-    *,
-    seed: int = 7,
-    stored_logits: StoredLogits | None = None,
-) -> TokensGenerated:
-    return TokensGenerated(
-        parameters=GREEDY,
-        seed=seed,
-        start=start,
-        content=content_of(text),
-        scores=scores_of(text),
-        sampling_probabilities=(1.0,) * len(text),
-        alternatives=((),) * len(text),
-        stored_logits=stored_logits,
-        finish_reason=finish_reason,
-    )
-
-
-def everything_about_a_generation(start: int) -> TokensGenerated:
-    alternative = Alternative(token_id=TokenId(195), text="\ufffd", logprob=-0.25)
-    return TokensGenerated(
-        parameters=ALL_PARAMETERS,
-        seed=MAX_SEED,
-        start=start,
-        content=SPLIT_CHARACTER,
-        scores=AWKWARD_NUMBERS,
-        sampling_probabilities=(1.0, 0.3333333333333333, 1e-09),
-        alternatives=((alternative,), (), (alternative, alternative)),
-        stored_logits=StoredLogits(kind="top_k", k=20, digest="ab" * 32),
-        finish_reason="eos",
-    )
-
-
-def first_state() -> list[Event]:
-    """Every kind of event but the deletion, and every reason to end."""
-    kept = StoredLogits(kind="full", k=1, digest="cd" * 32)
-    changed = ConfigChanges(
-        temperature=2.5,
-        top_p=0.5,
-        top_k=3,
-        seed=None,
-        context_size=32,
-        store_logits="full",
-        top_k_logits=1,
-    )
-    metadata = {"plain": "text", "é": [1, 2.5, None, True, {"deep": ""}]}
-    return [
-        began(AWKWARD_TEXT, New(), metadata),
-        added(len(AWKWARD_TEXT), "ab"),
-        everything_about_a_generation(len(AWKWARD_TEXT) + 2),
-        HeadRewound(to_position=3),
-        drawn(3, "c", None),
-        drawn(4, "d", "stop_sequence", seed=0),
-        drawn(5, "e", "stop_token", stored_logits=kept),
-        drawn(6, "f", "cancelled"),
-        ConfigChanged(changes=ConfigChanges(context_size=7)),
-        drawn(7, "", "context_full"),
-        ConfigChanged(changes=changed),
-    ]
-
-
-def forked_state() -> list[Event]:
-    origin = Fork(state_id=state_id(0), version=Version(5), head_position=3)
-    return [began("tab", origin, {}), StateDeleted()]
-
-
-def intents() -> list[GenerationStarted]:
-    """What the committed file of intents holds."""
-    return [
-        GenerationStarted(
-            state_id=state_id(number),
-            base_version=Version(number + 1),
-            parameters=parameters,
-            seed=7 * number,
-            fingerprint=FINGERPRINT.id,
-        )
-        for number, parameters in enumerate((GREEDY, ALL_PARAMETERS))
-    ]
-
-
-def the_history() -> list[tuple[StateId, Version, Event]]:
-    """What the committed file holds."""
-    return [
-        (state_id(number), Version(version), event)
-        for number, one in enumerate((first_state(), forked_state()))
-        for version, event in enumerate(one, start=1)
-    ]
+def log_id(schema: int) -> str:
+    return f"the log of schema {schema}"
 
 
 def write_files() -> None:
-    """Write the data files: done once, when schema 1 came to be. They are never written again."""
-    head, lines = genesis(LOG_ID), []
-    for state, version, event in the_history():
-        computed = hasattr(event, "scores") or isinstance(event, StateCreated)
+    """Write the data files of this schema, once it has come to be. They are never changed."""
+    head, lines = genesis(log_id(SCHEMA)), []
+    for state, version, event in WRITTEN[SCHEMA].the_history():
+        computed = hasattr(event, "start") or isinstance(event, StateCreated)
         fingerprint = FINGERPRINT.id if computed else None
         one = row(event, version=version, head=head, state_id=state, fingerprint=fingerprint)
         head = Head(one.position, one.hash)
         lines.append(msgspec.json.encode(one))
-    for file, written in ((ROWS, lines), (INTENTS, [as_json(one).encode() for one in intents()])):
+    begun = [as_json(one).encode() for one in WRITTEN[SCHEMA].intents()]
+    for file, written in ((rows_file(SCHEMA), lines), (intents_file(SCHEMA), begun)):
         with file.open("xb") as stream:  # refuses to touch a file that is there
             stream.writelines(line + b"\n" for line in written)
 
 
-def committed_rows() -> list[Row]:
-    return [msgspec.json.decode(line, type=Row) for line in ROWS.read_bytes().splitlines()]
+def committed_rows(schema: int) -> list[Row]:
+    return [msgspec.json.decode(line, type=Row) for line in rows_file(schema).open("rb")]
 
 
-# the committed file
+def committed(schema: int) -> list[Recorded]:
+    return list(map(decode, committed_rows(schema)))
 
 
-def test_every_event_ever_written_still_decodes_to_what_it_was() -> None:
-    decoded = [decode(one) for one in committed_rows()]
-    assert [(one.state_id, one.version, one.event) for one in decoded] == the_history()
+def committed_intents(schema: int) -> list[bytes]:
+    return intents_file(schema).read_bytes().splitlines()
 
 
-def test_every_event_ever_written_encodes_to_the_same_bytes() -> None:
-    for one in committed_rows():
+every_schema: Final = pytest.mark.parametrize("schema", WRITTEN)
+
+
+# the committed files
+
+
+@every_schema
+def test_every_event_ever_written_still_decodes_to_what_it_was(schema: int) -> None:
+    decoded = [(one.state_id, one.version, one.event) for one in committed(schema)]
+    assert decoded == WRITTEN[schema].the_history()
+    assert {one.schema for one in committed_rows(schema)} == {schema}
+
+
+def test_every_event_of_this_schema_encodes_to_the_same_bytes() -> None:
+    for one in committed_rows(SCHEMA):
         assert encode(decode(one).event) == one.payload
 
 
-def test_the_chain_of_the_committed_rows_still_holds() -> None:
-    head = genesis(LOG_ID)
-    for one in committed_rows():
+@every_schema
+def test_nothing_that_was_ever_written_is_lost_when_it_is_encoded_again(schema: int) -> None:
+    for one in committed_rows(schema):
+        assert holds(json.loads(encode(decode(one).event)), json.loads(one.payload))
+
+
+def holds(now: Any, then: Any) -> bool:
+    """Whether a value has everything that an earlier one has; objects may have gained fields."""
+    if isinstance(then, dict):
+        return all(name in now and holds(now[name], value) for name, value in then.items())
+    if isinstance(then, list):
+        return len(now) == len(then) and all(map(holds, now, then))
+    return bool(now == then)
+
+
+@every_schema
+def test_the_chain_of_the_committed_rows_still_holds(schema: int) -> None:
+    head = genesis(log_id(schema))
+    for one in committed_rows(schema):
         head = follow(head, one)
-    assert head.position == len(the_history())
+    assert head.position == len(WRITTEN[schema].the_history())
 
 
-def test_the_committed_rows_lead_to_the_same_states() -> None:
-    rows = list(map(decode, committed_rows()))
-    first = fold(one for one in rows if one.state_id == state_id(0))
-    second = fold(one for one in rows if one.state_id == state_id(1))
+def state_of(schema: int, number: int) -> Live | Deleted | None:
+    return fold(one for one in committed(schema) if one.state_id == state_id(number))
+
+
+def test_the_rows_of_schema_1_lead_to_the_same_states() -> None:
+    first, second = state_of(1, 0), state_of(1, 1)
     assert isinstance(first, Live)
     assert first.content.text == "tabcdef"
     assert (first.config.context_size, first.config.seed, first.version) == (32, None, 11)
+    assert (first.config.on_full, first.dropped, first.content.partial) == ("stop", 0, {})
     assert isinstance(second, Deleted)
 
 
-def test_the_committed_rows_hold_every_event_and_every_reason_to_end() -> None:
-    decoded = [decode(one).event for one in committed_rows()]
-    assert set(map(type, decoded)) == set(get_args(Event))
+def test_the_rows_of_schema_2_lead_to_the_same_states() -> None:
+    first, second, third = state_of(2, 0), state_of(2, 1), state_of(2, 2)
+    assert isinstance(first, Live)
+    assert (first.content.text, first.dropped, first.version) == ("defgjk", 6, 14)
+    assert (first.config.on_full, first.config.logit_bias) == ("stop", {2: -1.0})
+    assert isinstance(second, Deleted)
+    assert isinstance(third, Live)
+    assert (third.content.text, third.content.partial) == ("abcédefab", {4: "c3", 5: "a9"})
+
+
+def test_the_rows_of_this_schema_hold_every_event_origin_and_reason_to_end() -> None:
+    decoded = [one.event for one in committed(SCHEMA)]
+    assert {type(one) for one in decoded} == set(get_args(Event))
+    begun = [one for one in decoded if isinstance(one, StateCreated)]
+    assert {type(one.origin) for one in begun} == set(get_args(Origin))
     reasons = {one.finish_reason for one in decoded if isinstance(one, TokensGenerated)}
+    for one in decoded:
+        if isinstance(one, ContinuationsGenerated):
+            reasons |= {branch.finish_reason for branch in one.continuations}
     assert reasons == {None, *get_args(FinishReason)}
 
 
-def test_every_intent_ever_written_still_decodes_to_what_it_was() -> None:
-    lines = INTENTS.read_bytes().splitlines()
+@every_schema
+def test_every_intent_ever_written_still_decodes_to_what_it_was(schema: int) -> None:
+    lines = committed_intents(schema)
     decoded = [msgspec.json.decode(line, type=GenerationStarted) for line in lines]
-    assert decoded == intents()
-    assert [as_json(one).encode() for one in decoded] == lines
+    assert decoded == WRITTEN[schema].intents()
+    for one, line in zip(decoded, lines, strict=True):
+        assert holds(json.loads(as_json(one)), json.loads(line))
+
+
+def test_every_intent_of_this_schema_encodes_to_the_same_bytes() -> None:
+    decoded = [
+        msgspec.json.decode(line, type=GenerationStarted) for line in committed_intents(SCHEMA)
+    ]
+    assert [as_json(one).encode() for one in decoded] == committed_intents(SCHEMA)
 
 
 def test_the_files_are_never_written_again() -> None:
-    before = ROWS.read_bytes()
+    before = rows_file(SCHEMA).read_bytes()
     with pytest.raises(FileExistsError):
         write_files()
-    assert ROWS.read_bytes() == before
+    assert rows_file(SCHEMA).read_bytes() == before
+
+
+FIRST_FILES: Final = {
+    "events_schema_1.jsonl": "58b588a154e1dfe845ca83593177347f8564651ef1aa0e9f861792fba8181dcd",
+    "intents_schema_1.jsonl": "ce59f2f5e180f8d2082f4817bf96a0fe87bc14492448f4eea3011f8aa8571aa4",
+}
+
+
+@pytest.mark.parametrize("name", FIRST_FILES)
+def test_the_files_of_an_earlier_schema_are_byte_for_byte_what_they_were(name: str) -> None:
+    assert hashlib.sha256((DATA / name).read_bytes()).hexdigest() == FIRST_FILES[name]
 
 
 # what cannot be read
@@ -322,9 +233,9 @@ def test_a_payload_of_another_type_than_its_row_is_refused_with_its_position() -
 # what holds for every event
 
 
-@given(histories())
-def test_every_event_survives_its_encoding(history: list[Recorded]) -> None:
-    for one in history:
+@given(stories())
+def test_every_event_survives_its_encoding(story: Story) -> None:
+    for one in history(*story.events):
         again = decode(row(one.event, position=one.position))
         assert again.event == one.event
         assert encode(again.event) == encode(one.event)

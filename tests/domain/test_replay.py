@@ -15,14 +15,13 @@ from domain.events import (
     ContextSlid,
     ContinuationsGenerated,
     Event,
-    Fork,
     HeadRewound,
     Recorded,
     StateDeleted,
     TokensGenerated,
 )
 from domain.ids import TokenId, Version
-from domain.ports import Drawing, Redraw
+from domain.origin import Fork
 from domain.replay import (
     Occurrence,
     Passage,
@@ -34,6 +33,7 @@ from domain.replay import (
 )
 from domain.search_tree import ROOT, SearchTree
 from domain.state import Live, fold
+from domain.work import Drawing, Redraw
 from tests.builders import created, forwarded, generated, history, state_id
 from tests.domain.replaying import Story, Tokens, beams, generation, stories
 

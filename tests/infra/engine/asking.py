@@ -5,7 +5,7 @@ from typing import Any
 
 from domain.config import GenerationParameters, SamplingParameters
 from domain.ids import TokenId
-from domain.ports import Drawing, GenerationRequest, Redraw, Step
+from domain.work import Drawing, GenerationRequest, Redraw, Step
 from infra.engine.language_model import TransformersModel
 
 WARM = SamplingParameters(temperature=0.9, top_k=40, top_p=0.95)

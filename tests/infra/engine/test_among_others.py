@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from domain.config import SamplingParameters
-from domain.ports import GenerationRequest, Step
+from domain.work import GenerationRequest, Step
 from infra.engine.blocks import BLOCK_TOKENS
 from infra.engine.engine import Engine
 from infra.engine.forward import Prepared

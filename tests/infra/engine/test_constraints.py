@@ -123,7 +123,7 @@ def check_masks(
     assert constraints.matcher(language, tokens).fulfilled
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     words=st.sets(st.text(CHARACTERS, max_size=6), min_size=1, max_size=5),
     kind=st.sampled_from(["regex", "lark"]),
@@ -139,7 +139,7 @@ def test_a_token_may_come_exactly_where_the_text_can_still_become_one_of_the_lan
     check_masks(constraints, language, {word.encode() for word in words}, runs, seed)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(
     words=st.sets(st.text("ab/. -é中🦀", max_size=6), min_size=1, max_size=5),
     seed=st.integers(0, 99),
@@ -243,7 +243,7 @@ def conforms(value: Any, schema: dict[str, Any]) -> bool:
     raise AssertionError(schema)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(schema=schemas, seed=st.integers(0, 999))
 def test_what_is_drawn_under_a_schema_is_json_that_conforms(
     constraints: Constraints, tokenizer: Tokenizer, schema: dict[str, Any], seed: int
@@ -371,7 +371,6 @@ MALFORMED: Final[list[tuple[Kind, str, str]]] = [
     ("json_schema", '{"minimum": NaN}', "byte 12"),
     ("json_schema", "[" * 60_000, "recursion"),
     ("json_schema", '{"items":' * 200 + "{}" + "}" * 200, "recursion limit exceeded"),
-    ("json_schema", "5", "schema must be an object or boolean"),
     ("json_schema", '{"type": "strin"}', "Invalid type: strin"),
     ("json_schema", '{"type": "string", "pattern": "(a"}', "unclosed group in the regex (a"),
     ("json_schema", '{"$ref": "#/$defs/x"}', "'/$defs/x' does not exist"),
@@ -385,29 +384,24 @@ MALFORMED: Final[list[tuple[Kind, str, str]]] = [
     ("lark", 'begin: "a"', "no start rule found"),
     ("lark", 'start: "a', "line 1, column 10: lexer error"),
     ("lark", '{"grammars": []}', "line 1, column 1"),
-    ("lark", " ", "no start rule found"),
 ]
 UNSATISFIABLE: Final[list[tuple[Kind, str, str]]] = [
     ("regex", "[a&&b]x", "no text satisfies it"),
     ("regex", "", "no text but the empty one satisfies it"),
-    ("regex", "^$", "no text but the empty one satisfies it"),
     ("json_schema", "false", "no text satisfies it: schema is false"),
     (
         "json_schema",
         '{"type": "string", "minLength": 5, "maxLength": 3}',
         "no text satisfies it: minLength (5) is greater than maxLength (3)",
     ),
-    ("json_schema", '{"allOf": [{"type": "string"}, {"type": "null"}]}', "incompatible types"),
     ("json_schema", '{"$ref": "#"}', "no text satisfies it"),
     ("lark", "start: start", "no text satisfies it"),
-    ("lark", "start: a\na: b\nb: a a", "no text satisfies it"),
     ("lark", "start: A\nA: /a/ & /b/", "no text satisfies it"),
 ]
 UNSUPPORTED: Final[list[tuple[Kind, str, str]]] = [
     ("json_schema", '{"not": {}}', '"not"'),
     ("json_schema", '{"type": "object", "properties": {"a": {"if": {}, "else": {}}}}', '"else"'),
     ("json_schema", '{"type": "array", "uniqueItems": true}', '"uniqueItems"'),
-    ("json_schema", '{"type": "object", "dependentRequired": {}}', '"dependentRequired"'),
     ("json_schema", '{"oneOf": [{"type": "integer"}, {"type": "number"}]}', "oneOf"),
     ("json_schema", '{"type": "string", "format": "color"}', "color"),
     ("json_schema", '{"$ref": "http://example.org/schema"}', "http://example.org/schema"),

@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from domain.ids import TokenId
-from domain.ports import Redraw, Scored
+from domain.work import Redraw, Scored
 from infra.engine.engine import Engine
 from infra.engine.language_model import TransformersModel
 from tests.infra.engine import small_models

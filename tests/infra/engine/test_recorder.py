@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from domain.ids import TokenId
-from domain.ports import Drawn, Redraw, Scored, Step
+from domain.work import Drawn, Redraw, Scored, Step
 from infra.engine import sampler
 from infra.engine.blake2b import LANES
 from infra.engine.generating import Generation
 from infra.engine.recorder import Recorder, Recording
-from infra.engine.scoring import Scoring
 from infra.engine.sampler import Row
+from infra.engine.scoring import Scoring
 from infra.models.tokenizer import Tokenizer
 from tests.infra.engine import small_models
 from tests.infra.engine.asking import drawing, redraw, request, tokens_of

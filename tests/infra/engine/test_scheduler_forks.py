@@ -247,6 +247,7 @@ def test_blocks_that_two_searches_share_for_a_while_are_lent_to_nobody() -> None
     assert pool.held < 2 * 2 * 3
     third = Sequence([3], 32, 0, None)
     running.add(third)
+    run(running)
     for number, group in enumerate(groups):
         for fork, member in enumerate(group):
             group[fork] = running.replace(member, 0, [number, fork] * 64, 127)
@@ -254,3 +255,22 @@ def test_blocks_that_two_searches_share_for_a_while_are_lent_to_nobody() -> None
         run(running)
     assert third.computed == 0
     assert pool.available == 0
+
+
+@pytest.mark.parametrize(("blocks", "admitted"), [(3, False), (4, True)])
+def test_of_what_others_hold_only_the_trunk_spares_a_group_blocks(
+    blocks: int, admitted: bool
+) -> None:
+    pool = BlockPool(1 + blocks)
+    running = scheduler(pool)
+    running.add(Sequence(stream(1, 64), 64, 63, ROOT))
+    run(running)
+    wide = Sequence(stream(1, 64), 64, 40, ROOT, 2)
+    running.add(wide)
+    run(running)
+    assert (running.running == 2) == admitted
+    if admitted:
+        forks = [running.fork(wide, 32, [2] * 32, 63), running.replace(wide, 32, [3] * 32, 63)]
+        while any(fork.remaining for fork in forks):
+            run(running)
+        assert pool.available == 0

@@ -18,7 +18,7 @@ from domain.beams import BeamSearch, candidates_needed
 from domain.config import BeamParameters, LogitsParameters
 from domain.events import BeamStep
 from domain.ids import TokenId
-from domain.ports import BeamRequest, BeamsFound
+from domain.work import BeamRequest, BeamsFound
 from infra.engine.engine import Engine
 from infra.engine.executor import Executor
 from infra.engine.forward import Prepared
