@@ -8,5 +8,5 @@ _encoder: Final = msgspec.json.Encoder(order="sorted")
 
 
 def as_json(value: Any) -> str:
-    """Any JSON value, readable without this program."""
-    return _encoder.encode(value).decode()
+    """Any value that JSON can hold, readable without this program; every key is a string."""
+    return _encoder.encode(msgspec.to_builtins(value, str_keys=True)).decode()

@@ -30,7 +30,7 @@ StopTokenIds = Annotated[tuple[Token, ...], Meta(max_length=64)]
 
 Beams = Annotated[int, Meta(ge=1, le=64)]
 EarlyStopping = bool | Literal["never"]
-LengthPenalty = Annotated[float, Meta(ge=-100, le=100)]
+LengthPenalty = Annotated[float, Meta(ge=-10, le=10)]
 DiversityPenalty = Annotated[float, Meta(ge=0, le=100)]
 NgramSize = Annotated[int, Meta(ge=0, le=1_000_000)]
 

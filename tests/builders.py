@@ -1,6 +1,7 @@
 """Small functions that make valid values of the domain, and strategies that make many."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -9,13 +10,21 @@ from hypothesis import strategies as st
 from domain import decide
 from domain.chain import Head, Row, genesis, row_hash
 from domain.config import (
+    BeamParameters,
     ConfigChanges,
     GenerationParameters,
+    LogitsParameters,
     SamplingParameters,
     StateConfig,
 )
 from domain.events import (
     SCHEMA,
+    Beam,
+    BeamsGenerated,
+    BeamStep,
+    ContextSlid,
+    Continuation,
+    ContinuationsGenerated,
     Event,
     Fragment,
     GenerationStarted,
@@ -31,6 +40,7 @@ from domain.events import (
 from domain.fingerprint import Fingerprint
 from domain.ids import ModelId, Position, StateId, TokenId, Version
 from domain.origin import New
+from domain.plan import GenerationWish, plan_generation
 from domain.ports import Append, Idempotency, Provenance
 from domain.state import Deleted, Live, State, evolve
 
@@ -112,6 +122,41 @@ def generated(start: int, content: Fragment | str = "d", **fields: Any) -> Token
         "finish_reason": None,
     }
     return TokensGenerated(**(given | fields))
+
+
+def continued(state: Live, contents: Sequence[Fragment]) -> ContinuationsGenerated:
+    """Continuations of a state that nobody drew."""
+    return ContinuationsGenerated(
+        parameters=PARAMETERS,
+        seed=7,
+        start=state.absolute_position,
+        dropped=state.dropped,
+        continuations=tuple(
+            Continuation(
+                content=content,
+                scores=scores(len(content.tokens)),
+                sampling_probabilities=(1.0,) * len(content.tokens),
+                alternatives=((),) * len(content.tokens),
+                finish_reason=None,
+            )
+            for content in contents
+        ),
+        stored_logits=None,
+    )
+
+
+def searched(state: Live, contents: Sequence[Fragment]) -> BeamsGenerated:
+    """Beams of a state that nobody searched for."""
+    return BeamsGenerated(
+        parameters=BeamParameters(logits=LogitsParameters(), max_tokens=6, num_beams=3),
+        start=state.absolute_position,
+        dropped=state.dropped,
+        steps=(BeamStep(parents=(0,), tokens=contents[0].tokens[:1]),),
+        beams=tuple(
+            Beam(content=one, scores=scores(len(one.tokens)), score=-1.0, finished=False)
+            for one in contents
+        ),
+    )
 
 
 def append(event: Event, version: int = 0, *, state: int = 0, **fields: Any) -> Append:
@@ -214,19 +259,27 @@ def creations(draw: st.DrawFn) -> StateCreated:
 @st.composite
 def next_events(draw: st.DrawFn, state: Live) -> Event:
     """Something that may happen to ``state``, by the rules of ``domain.decide``."""
-    kind = draw(st.sampled_from(["forward", "generate", "configure", "rewind", "delete"]))
+    kinds = ["forward", "generate", "continue", "search", "slide", "configure", "rewind", "delete"]
+    kind = draw(st.sampled_from(kinds))
     if kind == "forward" and state.room:
         content = draw(fragments(max_size=min(6, state.room)))
         return decide.forward(state, content, scores(len(content.tokens)))
     if kind == "generate":
-        wish = decide.GenerationWish(max_tokens=draw(st.integers(1, state.config.context_size)))
-        plan = decide.plan_generation(state, wish, fresh_seed=draw(st.integers(0, 2**53 - 1)))
+        wish = GenerationWish(max_tokens=draw(st.integers(1, state.config.context_size)))
+        plan = plan_generation(state, wish, fresh_seed=draw(st.integers(0, 2**53 - 1)))
         return generated(
-            state.head_position,
-            draw(fragments(min_size=0, max_size=min(6, plan.max_new))),
+            state.absolute_position,
+            draw(fragments(min_size=0, max_size=min(6, wish.max_tokens, state.room))),
+            dropped=state.dropped,
             parameters=plan.parameters,
             seed=plan.seed,
         )
+    if kind == "continue":
+        return continued(state, draw(st.lists(fragments(), min_size=1, max_size=3)))
+    if kind == "search":
+        return searched(state, draw(st.lists(fragments(), min_size=1, max_size=3)))
+    if kind == "slide" and state.head_position > 1:
+        return ContextSlid(dropped=draw(st.integers(1, state.head_position - 1)))
     if kind == "configure":
         size = draw(st.integers(state.head_position, MODEL_CONTEXT))
         changes = ConfigChanges(context_size=size, temperature=draw(st.floats(0, 2)))

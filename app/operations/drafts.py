@@ -86,6 +86,7 @@ class TokensDraft:
     def close(self, *, cancelled: bool) -> None:
         """The text that is being drawn ends here, for a reason of its own or ``cancelled``."""
         state, steps, self._steps = self._state, self._steps, []
+        cancelled = cancelled and len(steps) < self._left
         drawn = _continuation(steps, _finish_reason(steps, state.room, cancelled=cancelled))
         logits = _logits(steps)
         event = TokensGenerated(

@@ -55,12 +55,13 @@ async def generate(service: Service, call: Call, wish: Wish) -> Items:
     """
     async with service.answering(call) as remembered, service.turns.turn(wish.state_id):
         earlier = await _whole_call(service, remembered or ())
+        done = bool(earlier) and not (wish.resuming and _was_cut_off(earlier))
+        opened = None if done else await _open(service, call, wish, earlier)
         for token in answers.streamed(earlier):
             yield token
-        if earlier and not (wish.resuming and _was_cut_off(earlier)):
+        if opened is None:
             yield earlier
             return
-        opened = await _open(service, call, wish, earlier)
         draft = TokensDraft(opened.state, opened.model, opened.plan, earlier)
         try:
             while draft.goes_on:
@@ -73,6 +74,9 @@ async def generate(service: Service, call: Call, wish: Wish) -> Items:
         except (asyncio.CancelledError, GeneratorExit):
             if wish.streamed and draft.begun:
                 draft.close(cancelled=True)
+                if draft.goes_on:  # a full state was about to slide
+                    draft.request()
+                    draft.close(cancelled=True)
                 await service.append(call, draft.appends, replaces=bool(earlier))
             raise
         recorded = await service.append(call, draft.appends, replaces=bool(earlier))

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -21,6 +21,12 @@ from infra.engine import grammar_trial
 MAX_BYTES: Final = 1 << 16
 
 _UNFORCED: Final = '%llguidance {"no_forcing": true}'
+_ONE_LINE: Final = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+}
+"""Where JSON allows any white space, a text could go on with it for ever."""
 _TRIAL_SECONDS: Final = 20.0
 """By the clock; the trial's own limit is that of its CPU time."""
 _MAX_MESSAGE: Final = 300
@@ -122,15 +128,18 @@ def _lark(constraint: Constraint) -> str:
     return constraint.text
 
 
-def _json_schema(constraint: Constraint) -> msgspec.Raw:
-    """The schema as it was written."""
+def _json_schema(constraint: Constraint) -> Any:
+    """The schema, with the form of the JSON that is to satisfy it."""
     try:
         schema = msgspec.json.decode(constraint.text)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise refused(constraint, str(error)) from error
-    if isinstance(schema, dict) and "x-guidance" in schema:
+    if schema is False:
+        return schema
+    given = schema if isinstance(schema, dict) else {}
+    if "x-guidance" in given:
         raise refused(constraint, '"x-guidance" is not supported')
-    return msgspec.Raw(constraint.text.encode())
+    return {**given, "x-guidance": _ONE_LINE}
 
 
 def _regex_place(regex: str, excerpt: str) -> tuple[int, int]:

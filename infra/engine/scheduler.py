@@ -20,10 +20,10 @@ What is promised to each, whatever the others do:
 A running sequence can be *forked*: the fork shares the blocks of the tokens that both begin with,
 and where it goes on inside a block, whoever writes to that block first gets a copy. The promise
 holds because a *group*, a sequence and what it was forked into, never holds more different blocks
-than its tables would have if they shared nothing but what it is never without: the full blocks of
-the *trunk*, the tokens up to the first whose logits are wanted, or all of its table where it is
-never forked. Other blocks may be shared too, within a group or with others, but what they save
-is lent to nobody: a group that drops forks gives it up.
+than its tables would have if they shared nothing but its *trunk*: the full blocks of the tokens up
+to the first whose logits are wanted. A group is never without those, so what it saves by sharing
+them, with others too, is spare. What it saves by sharing other blocks it may lose at any step, so
+that is lent to nobody.
 """
 
 from collections import deque
@@ -49,9 +49,8 @@ class Sequence:
     position from ``first_wanted`` on. ``root`` names the numerics for the keys of its blocks; a
     sequence without one is private: it uses no block of others and leaves none behind.
 
-    ``width`` is how many sequences there may be at any one time of those it is forked into, itself
-    included; they share its ``trunk`` first blocks at least, and ``origin`` is what they all
-    come from.
+    ``width`` is how many there may be at any one time of the sequences it is forked into, itself
+    included. ``origin`` is what they come from; they share at least its first ``trunk`` blocks.
 
     ``prefix`` are the keys of the blocks that may be found instead of computed: all that begin
     before ``first_wanted``. ``keys`` are those of its blocks that can be found, the first ones of
@@ -83,14 +82,9 @@ class Sequence:
             self.prefix += block_keys(previous, coming, limit=len(coming))
 
     @property
-    def kept(self) -> int:
-        """Blocks that every table of its group has from when they are computed to its end."""
-        return blocks_for(self.limit) if self.width == 1 else self.trunk
-
-    @property
     def most_blocks(self) -> int:
         """Blocks that its group holds at most."""
-        return self.kept + self.width * (blocks_for(self.limit) - self.kept)
+        return self.trunk + self.width * (blocks_for(self.limit) - self.trunk)
 
     @property
     def remaining(self) -> int:
@@ -251,7 +245,7 @@ class Scheduler:
         origin = parent.origin
         if parent not in self._running or at > parent.computed:
             raise ValueError(f"the first {at} tokens of the parent are not computed")
-        if at < origin.kept * BLOCK_TOKENS:
+        if at < origin.trunk * BLOCK_TOKENS:
             raise ValueError(f"a fork at {at} leaves the parent within the trunk")
         if at + len(tokens) > origin.limit:
             raise ValueError(f"a fork has at most {origin.limit} tokens")
@@ -322,35 +316,35 @@ class Scheduler:
     def _admit(self) -> None:
         """Let in who could take all the blocks it may ever need, as could those already in."""
         places = sum(origin.width for origin in self._groups)
-        kept, promised = self._reserved() if self._waiting else (set(), 0)
+        trunks, promised = self._reserved() if self._waiting else (set(), 0)
         passed_over: list[Sequence] = []
         for sequence in list(islice(self._waiting, self._max_sequences)):
             owed = passed_over and passed_over[0].overtaken == self._max_sequences
             if owed or places == self._max_sequences:
                 return
-            found = self._pool.count_among(kept, sequence.prefix[: sequence.kept])
-            blocks = len(kept) + promised + sequence.most_blocks - found
+            found = self._pool.count_among(trunks, sequence.prefix[: sequence.trunk])
+            blocks = len(trunks) + promised + sequence.most_blocks - found
             if places + sequence.width <= self._max_sequences and blocks < self._pool.capacity:
                 self._waiting.remove(sequence)
                 self._running.append(sequence)
                 self._groups[sequence] = [sequence]
                 self._adopt(sequence)
                 places += sequence.width
-                kept, promised = self._reserved()
+                trunks, promised = self._reserved()
                 for other in passed_over:
                     other.overtaken += 1
             else:
                 passed_over.append(sequence)
 
     def _reserved(self) -> tuple[set[int], int]:
-        """Blocks that stay held as long as their groups run, and how many more may be needed."""
-        kept: set[int] = set()
+        """Blocks of the trunks, and how many more the groups may need."""
+        trunks: set[int] = set()
         promised = 0
         for origin, (one, *_) in self._groups.items():
-            lasting = one.table[: origin.kept]
-            kept.update(lasting)
-            promised += origin.most_blocks - len(lasting)
-        return kept, promised
+            held = one.table[: origin.trunk]
+            trunks.update(held)
+            promised += origin.most_blocks - len(held)
+        return trunks, promised
 
     def _adopt(self, sequence: Sequence) -> None:
         """Hold blocks of its prefix that can be found by now, in place of computing them.

@@ -122,8 +122,6 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 
 # Forget intents from before a moment, among so many of the oldest.
 DELETE_GENERATIONS_STARTED: Final = """
-DELETE FROM generations_started WHERE id IN (
-    SELECT id FROM (SELECT id, recorded_at FROM generations_started ORDER BY id LIMIT ?)
-    WHERE recorded_at < ?
-)
+DELETE FROM generations_started
+WHERE id < (SELECT min(id) FROM generations_started) + ? AND recorded_at < ?
 """

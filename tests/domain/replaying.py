@@ -354,7 +354,9 @@ def stories(draw_: st.DrawFn) -> Story:
                 story.generate(asked, draw_(seeds))
             case "cut off" if room > 3:
                 story.generate(generation(max_tokens=many + 2), draw_(seeds), leaves_after=2)
-                if draw_(st.booleans()):
+                last = story.events[-1]
+                cut_off = isinstance(last, TokensGenerated) and last.finish_reason == "cancelled"
+                if cut_off and draw_(st.booleans()):
                     story.resume()
             case "multi":
                 constraint = Constraint(kind="regex", text=str(draw_(st.integers(1, 9))))

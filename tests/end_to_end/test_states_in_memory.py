@@ -11,14 +11,14 @@ import pytest
 from app import service as service_module
 from app.bootstrap import SURROUNDINGS, default_config, open_models
 from app.operations import states
-from app.operations.generation import generate
+from app.operations.generation import Wish, generate
 from app.operations.states import Content
 from app.service import Call, Service
 from app.settings import Settings
 from domain.chain import Row
 from domain.config import ConfigChanges
-from domain.decide import GenerationWish
 from domain.ids import StateId
+from domain.plan import GenerationWish
 from infra.log.sqlite_log import SqliteLog
 
 SETTINGS = Settings(model_name="cacher-tiny", threads=1, hot_cache_bytes=32 << 20)
@@ -75,7 +75,13 @@ async def test_a_slow_reader_does_not_bring_back_a_state_that_has_moved_on(
     log: Any = service.log
     monkeypatch.setattr(service_module, "MAX_FOLDS", 1)
     state_id = await create(service)
-    items = generate(service, CALL, state_id, GenerationWish(max_tokens=2), streamed=False)
+    wish = Wish(
+        state_id=state_id,
+        generation=GenerationWish(max_tokens=2),
+        streamed=False,
+        resuming=False,
+    )
+    items = generate(service, CALL, wish)
     await anext(items)
     await create(service)  # the state that generates is no longer in memory
     log.reading, log.held = asyncio.Event(), asyncio.Event()

@@ -8,7 +8,7 @@ import math
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import msgspec
 import pytest
@@ -17,18 +17,19 @@ import torch
 
 from app.bootstrap import open_models, open_service
 from app.operations import states
-from app.operations.generation import generate
+from app.operations.generation import Wish, generate
 from app.operations.verify import Request, Verifier
 from app.service import Call, Service
 from app.settings import Settings
 from domain.chain import Head, blobs_digest
 from domain.config import ConfigChanges
-from domain.decide import GenerationWish
-from domain.events import decode
+from domain.events import Event, decode
 from domain.ids import Position, StateId, TokenId, Version
+from domain.plan import GenerationWish
 from domain.ports import Models
 from domain.replay import Divergence, Report
 from domain.state import Live, fold
+from domain.work import ScoreRequest
 from infra.engine.blocks import block_keys
 from infra.log.sqlite_reader import SqliteReader
 from tests.end_to_end.calls import LONG, query
@@ -76,7 +77,9 @@ async def test_a_clean_log_is_equal_and_wholly_recomputed(log: Log, models: Mode
     report = await verify(log.database, models)
     assert (report.result, report.divergences, report.drifts, report.notes) == ("equal", (), (), ())
     assert report.events_checked == len(log.positions) == report.head["position"]
-    assert report.states_checked == 5
+    assert [(report.states_checked,)] == query(
+        log.database, "SELECT count(*) FROM events WHERE type = 'state_created'"
+    )
     assert report.tokens_reused == 0
     sql = "SELECT sum(json_array_length(payload, '$.content.tokens')) FROM events"
     claimed = query(log.database, f"{sql} WHERE type != 'state_created'")[0][0]
@@ -91,10 +94,15 @@ async def test_a_second_verification_recomputes_as_much(log: Log, models: Models
 
 async def test_the_log_holds_what_the_faults_are_planted_in(log: Log) -> None:
     types = query(log.database, "SELECT DISTINCT type FROM events")
-    assert len(types) == 6
+    assert {type_ for (type_,) in types} == {kind.__struct_config__.tag for kind in get_args(Event)}
+    origins = "SELECT DISTINCT json_extract(payload, '$.origin.kind') FROM events"
+    assert {("new",), ("fork",), ("merge",)} <= set(query(log.database, origins))
     reasons = "SELECT DISTINCT json_extract(payload, '$.finish_reason') FROM events"
     found = query(log.database, f"{reasons} WHERE type = 'tokens_generated'")
-    assert set(found) == {(None,), ("stop_token",), ("stop_sequence",), ("context_full",)}
+    ends = {"stop_token", "stop_sequence", "context_full", "constraint"}
+    assert set(found) == {(None,), *((end,) for end in ends)}
+    resumed = "SELECT max(json_extract(payload, '$.resumes')) FROM events"
+    assert query(log.database, resumed)[0][0] > 0
     kinds = "SELECT DISTINCT json_extract(payload, '$.stored_logits.kind') FROM events"
     assert {("top_k",), ("full",)} <= set(query(log.database, kinds))
 
@@ -185,6 +193,14 @@ def retell(connection: sqlite3.Connection, position: int) -> None:
     sql = "SELECT position FROM events WHERE type = 'state_created' ORDER BY position LIMIT 1"
     content = read(connection, *connection.execute(sql).fetchone())["content"]
     put("content", value=content)(connection, position)
+
+
+def another_parent(parent: int) -> int:
+    return (parent + 1) % 4
+
+
+def reverse(values: list[Any]) -> list[Any]:
+    return values[::-1]
 
 
 FAULTS: dict[str, Fault] = {
@@ -334,6 +350,203 @@ FAULTS: dict[str, Fault] = {
     ),
     "fewer alternatives than tokens": Fault(
         "generated", put("alternatives", value=lambda old: old[1:]), "len(alternatives)"
+    ),
+}
+
+
+# Of continuations, searches, languages and slides, and of states that come from others.
+FAULTS |= {
+    "a changed token of a continuation": Fault(
+        "continued",
+        put("continuations", 1, "content", "tokens", 2, value=other_token),
+        "continuations[1].content.tokens",
+        2,
+    ),
+    "a changed digest of a continuation": Fault(
+        "continued",
+        put("continuations", 2, "scores", "logits_digests", 4, value=other_hex),
+        "continuations[2].scores.logits_digests",
+        4,
+    ),
+    "a changed logprob of a continuation": Fault(
+        "continued",
+        put("continuations", 1, "scores", "logprobs", 0, value=next_float),
+        "continuations[1].scores.logprobs",
+        0,
+    ),
+    "a changed sampling probability of a continuation": Fault(
+        "continued",
+        put("continuations", 0, "sampling_probabilities", 3, value=next_float),
+        "continuations[0].sampling_probabilities",
+        3,
+    ),
+    "a changed alternative of a continuation": Fault(
+        "continued",
+        put("continuations", 0, "alternatives", 1, 0, "logprob", value=next_float),
+        "continuations[0].alternatives",
+        1,
+    ),
+    "an end of a continuation that was none": Fault(
+        "continued",
+        put("continuations", 2, "finish_reason", value="eos"),
+        "continuations[2].finish_reason",
+    ),
+    "a changed text of a continuation": Fault(
+        "continued",
+        put("continuations", 1, "content", "text", value=str.upper),
+        "continuations[1].content.text",
+    ),
+    "continuations in another order": Fault(
+        "continued", put("continuations", value=reverse), "continuations[0].content.tokens"
+    ),
+    "a continuation that is no more": Fault(
+        "continued", put("continuations", value=lambda old: old[:2]), "stored_logits.digest"
+    ),
+    "fewer ranks than tokens of a continuation": Fault(
+        "continued",
+        put("continuations", 1, "scores", "ranks", value=lambda old: old[1:]),
+        "len(continuations[1].scores.ranks)",
+    ),
+    "another seed of continuations": Fault(
+        "continued", put("seed", value=8), "continuations[0].content.tokens"
+    ),
+    "changed stored logits of continuations and their digest": Fault(
+        "continued", blob_and_digest, "stored_logits.digest"
+    ),
+    "no stored logits of continuations": Fault("continued", without_logits, "stored_logits"),
+    "a changed token of a continuation after a slide": Fault(
+        "continued after sliding",
+        put("continuations", 1, "content", "tokens", 1, value=other_token),
+        "continuations[1].content.tokens",
+        1,
+    ),
+    "a changed token of a beam": Fault(
+        "searched",
+        put("beams", 1, "content", "tokens", 3, value=other_token),
+        "beams[1].content.tokens",
+        3,
+    ),
+    "a changed token of a step": Fault(
+        "searched", put("steps", 2, "tokens", 1, value=other_token), "steps[2].tokens", 2
+    ),
+    "another parent in a step": Fault(
+        "searched", put("steps", 3, "parents", 0, value=another_parent), "steps[3].parents", 3
+    ),
+    "a parent that did not run": Fault(
+        "searched", put("steps", 3, "parents", 0, value=4), "steps[3].parents", 3
+    ),
+    "a step that is no more": Fault(
+        "searched", put("steps", value=lambda old: old[:-1]), "steps[4]", 4
+    ),
+    "a changed score of a beam": Fault(
+        "searched", put("beams", 0, "score", value=next_float), "beams[0].score"
+    ),
+    "a beam that did not end": Fault(
+        "searched", put("beams", 0, "finished", value=lambda old: not old), "beams[0].finished"
+    ),
+    "beams in another order": Fault(
+        "searched apart", put("beams", value=reverse), "beams[0].content.tokens"
+    ),
+    "a beam that is no more": Fault(
+        "searched apart", put("beams", value=lambda old: old[1:]), "len(beams)"
+    ),
+    "a changed entropy of a beam": Fault(
+        "searched apart",
+        put("beams", 2, "scores", "entropies", 1, value=next_float),
+        "beams[2].scores.entropies",
+        1,
+    ),
+    "a changed text of a beam": Fault(
+        "searched", put("beams", 1, "content", "text", value=str.upper), "beams[1].content.text"
+    ),
+    "another penalty of a search": Fault(
+        "searched apart",
+        put("parameters", "logits", "repetition_penalty", value=5.0),
+        "steps[0].tokens",
+        0,
+    ),
+    "groups that were not": Fault(
+        "searched apart", put("parameters", "num_beam_groups", value=1), "steps[0].tokens", 0
+    ),
+    "groups that cannot be": Fault(
+        "searched apart",
+        put("parameters", "num_beam_groups", value=3),
+        "parameters.num_beam_groups",
+    ),
+    "another penalty of a generation": Fault(
+        "penalised",
+        put("parameters", "sampling", "presence_penalty", value=50.0),
+        "sampling_probabilities",
+    ),
+    "a bias for a token that is not in the vocabulary": Fault(
+        "penalised",
+        put("parameters", "sampling", "logit_bias", value={"5000": 1.0}),
+        "parameters.sampling.logit_bias",
+    ),
+    "another constraint": Fault(
+        "constrained",
+        put("parameters", "constraint", "text", value="[a-z]{3}[A-Z]{2}"),
+        "content.tokens",
+    ),
+    "a constraint that asks for more": Fault(
+        "constrained",
+        put("parameters", "constraint", "text", value="[a-z]{3}[0-9]{2}x"),
+        "finish_reason",
+    ),
+    "no constraint": Fault(
+        "constrained", put("parameters", "constraint", value=None), "finish_reason"
+    ),
+    "a constraint that is none": Fault(
+        "constrained",
+        put("parameters", "constraint", "text", value="[a-z"),
+        "parameters.constraint",
+    ),
+    "another constraint of continuations": Fault(
+        "answers",
+        put("parameters", "constraint", "text", value='start: "maybe" | "no"'),
+        "continuations[0].content.tokens",
+    ),
+    "a changed number that slid away": Fault("slid", put("dropped", value=5), "dropped"),
+    "a slide of a state that stops": Fault(
+        "small", put("config", "on_full", value="stop"), "dropped", found_in="slid"
+    ),
+    "another number of tokens drawn before": Fault("slid on", put("resumes", value=3), "resumes"),
+    "a call that resumes nothing": Fault("slid on", put("resumes", value=0), "finish_reason"),
+    "a seed that changed in a call": Fault("slid on", put("seed", value=8), "seed"),
+    "a parameter that changed in a call": Fault(
+        "slid on", put("parameters", "sampling", "top_k", value=5), "parameters"
+    ),
+    "another continuation adopted": Fault(
+        "adopted", put("origin", "continuation", "index", value=2), "content.tokens"
+    ),
+    "a continuation adopted that is not there": Fault(
+        "adopted", put("origin", "continuation", "index", value=9), "origin.continuation.index"
+    ),
+    "another beam adopted": Fault(
+        "adopted beam", put("origin", "continuation", "index", value=1), "content.tokens"
+    ),
+    "no continuation adopted": Fault(
+        "adopted", put("origin", "continuation", value=None), "content.tokens"
+    ),
+    "a fork that forgets what slid away": Fault(
+        "forked after sliding", put("dropped", value=0), "dropped"
+    ),
+    "merged in another order": Fault(
+        "merged", put("origin", "parents", value=reverse), "content.tokens"
+    ),
+    "merged with one that is not there": Fault(
+        "merged", put("origin", "parents", 1, "version", value=99), "origin.parents[1].version"
+    ),
+    "merged with less of one": Fault(
+        "merged",
+        put("origin", "parents", 2, "head_position", value=1),
+        "origin.parents[2].head_position",
+    ),
+    "a changed token of a merge": Fault(
+        "merged", put("content", "tokens", 25, value=other_token), "content.tokens"
+    ),
+    "bytes of a token that are none": Fault(
+        "generated", put("content", "partial", value={"0": "c3"}), "content.partial"
     ),
 }
 
@@ -560,7 +773,7 @@ async def test_a_token_that_was_not_drawn_is_found_although_all_its_scores_are_r
     tokens = await forged_tokens(log, state_id, version)
     model = await models.get(models.known()[0].model_id)
     start = log.start("streamed")
-    scored = await model.score(tokens, start)
+    (scored,) = await model.score([ScoreRequest(tokens=tokens, start=start)])
     content = model.fragment(tokens[:start], tokens[start:])
     with tampering(log.database, tmp_path / "copy.db", rehash=True) as connection:
         payload = read(connection, position)
@@ -625,9 +838,9 @@ async def begin(service: Service, text: str) -> StateId:
 
 
 async def draw(service: Service, state_id: StateId) -> None:
-    wish = GenerationWish(max_tokens=4)
-    items = generate(service, call(), state_id, wish, streamed=False)
-    assert len([item async for item in items]) == 5
+    asked = GenerationWish(max_tokens=4)
+    wish = Wish(state_id=state_id, generation=asked, streamed=False, resuming=False)
+    assert len([item async for item in generate(service, call(), wish)]) == 5
 
 
 def corrupt_first_block(model: Any, tokens: tuple[TokenId, ...]) -> None:
@@ -651,8 +864,10 @@ async def test_under_another_fingerprint_the_drift_is_reported_and_nothing_is_cl
     async with open_models(msgspec.structs.replace(SETTINGS, strategy=other)) as elsewhere:
         report = await verify(log.database, elsewhere)
     assert (report.result, report.divergences) == ("unverified", ())
-    claims = "SELECT position FROM events WHERE json_array_length(payload, '$.scores.ranks') > 0"
-    assert {d.position for d in report.drifts} == {p for (p,) in query(log.database, claims)}
+    drawn = "json_array_length(payload, '$.scores.ranks') > 0"
+    several = "type IN ('continuations_generated', 'beams_generated')"
+    claims = query(log.database, f"SELECT position FROM events WHERE {drawn} OR {several}")
+    assert {drift.position for drift in report.drifts} == {position for (position,) in claims}
     for drift in report.drifts:
         assert drift.recorded_fingerprint == here.fingerprint
         assert drift.differences["strategy"] == (here.strategy, other)

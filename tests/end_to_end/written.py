@@ -8,6 +8,21 @@ import httpx
 from tests.end_to_end.calls import LONG, OPENING, Json, query
 
 SAMPLED = {"temperature": 3.0, "top_p": 0.95, "seed": 7}
+PENALTIES = {
+    "logit_bias": {"300": 2.0, "14": -1.5},
+    "repetition_penalty": 1.3,
+    "presence_penalty": 0.5,
+    "frequency_penalty": 0.25,
+    "bad_words_ids": [[5], [6, 7]],
+    "min_p": 0.001,
+    "typical_p": 0.9,
+}
+OBJECT = {
+    "type": "object",
+    "properties": {"a": {"type": "boolean"}},
+    "required": ["a"],
+    "additionalProperties": False,
+}
 
 
 class Writer:
@@ -17,18 +32,24 @@ class Writer:
         self._client = client
         self.positions: dict[str, int] = {}
 
-    def _post(self, name: str, path: str, body: Json) -> Any:
+    def post(self, name: str, path: str, body: Json) -> Any:
+        """Send a request; the last event that it records gets a name."""
         answer = self._client.post(f"/v1/{path}", json=body)
         assert answer.is_success, answer.text
         self.positions[name] = self._client.get("/v1/audit/head").json()["position"]
         return answer.json() if not body.get("stream") else answer.text
 
     def create(self, name: str, text: str, **config: Any) -> str:
-        state: Json = self._post(name, "states", {"text": text, "config": config})
+        state: Json = self.post(name, "states", {"text": text, "config": config})
         return str(state["state_id"])
 
     def do(self, name: str, path: str, state_id: str, **body: Any) -> Any:
-        return self._post(name, path, {"state_id": state_id, **body})
+        return self.post(name, path, {"state_id": state_id, **body})
+
+    def name_before(self, last: str, *names: str) -> None:
+        """Name the events that were recorded together with ``last``, just before it."""
+        for back, name in enumerate(reversed(names), start=1):
+            self.positions[name] = self.positions[last] - back
 
     def delete(self, name: str, state_id: str) -> None:
         assert self._client.delete(f"/v1/states/{state_id}").is_success
@@ -64,6 +85,53 @@ def write_greedy(writer: Writer) -> str:
     return state_id
 
 
+def write_several(writer: Writer) -> str:
+    """A state that is continued in several ways, searched on, and held to languages."""
+    state_id = writer.create("several", OPENING, store_logits="top_k", **SAMPLED)
+    body: Json = {"max_tokens": 6, "top_logprobs": 1}
+    writer.do("continued", "generate/multi", state_id, n=3, **body)
+    writer.do("searched", "generate/beam", state_id, num_beams=4, max_length=6, num_return=2)
+    diverse: Json = {"num_beam_groups": 2, "diversity_penalty": 0.5, "no_repeat_ngram_size": 2}
+    penalised = {"repetition_penalty": 1.2, "logit_bias": {"300": 1.5}}
+    body = {"num_beams": 4, "max_length": 5, "early_stopping": "never", "num_return": 4}
+    writer.do("searched apart", "generate/beam", state_id, **body, **diverse, **penalised)
+    writer.do("penalised", "generate/token", state_id, max_tokens=6, **PENALTIES)
+    regex = {"regex": "[a-z]{3}[0-9]{2}"}
+    writer.do("constrained", "generate/token", state_id, max_tokens=9, constraint=regex)
+    body = {"n": 2, "max_tokens": 24, "constraint": {"json_schema": OBJECT}}
+    writer.do("objects", "generate/multi", state_id, **body)
+    grammar = {"lark": 'start: "yes" | "no"'}
+    writer.do("answers", "generate/multi", state_id, n=2, max_tokens=2, constraint=grammar)
+    return state_id
+
+
+def write_sliding(writer: Writer) -> str:
+    """A state that is soon full: its generation slides, and so does a text that is forwarded."""
+    config = {"context_size": 12, "on_full": "slide", "store_logits": "top_k", **SAMPLED}
+    body = {"tokens": list(range(300, 308)), "config": config}
+    state_id = str(writer.post("small", "states", body)["state_id"])
+    writer.do("slid on", "generate/token", state_id, max_tokens=8, ignore_eos=True)
+    writer.name_before("slid on", "filled", "slid")
+    writer.do("pushed", "forward", state_id, tokens=[400, 401, 402, 403])
+    writer.name_before("pushed", "slid for more")
+    writer.do("continued after sliding", "generate/multi", state_id, n=2, max_tokens=2)
+    return state_id
+
+
+def write_derived(writer: Writer, several: str, sliding: str) -> None:
+    """States that come from others: from one of their continuations or beams, and from all."""
+    chosen: Json = {"version": 2, "index": 1}
+    adopted = writer.do("adopted", "states/fork", several, continuation=chosen)["states"][0]
+    writer.do("adopted and grown", "generate/token", adopted["state_id"], max_tokens=2)
+    chosen = {"version": 3, "index": 0}
+    writer.do("adopted beam", "states/fork", several, continuation=chosen)
+    writer.do("forked after sliding", "states/fork", sliding)
+    roomy = {"context_size": 256, "on_full": "stop"}
+    body = {"state_ids": [adopted["state_id"], several, sliding], "config": roomy}
+    merged = writer.post("merged", "states/merge", body | {"strategy": "concatenate"})
+    writer.do("merged and grown", "generate/token", merged["state_id"], max_tokens=2)
+
+
 def write_log(client: httpx.Client) -> dict[str, int]:
     writer = Writer(client)
     parent = write_sampled(writer)
@@ -72,6 +140,7 @@ def write_log(client: httpx.Client) -> dict[str, int]:
     writer.do("fork grown", "generate/token", fork, max_tokens=3)
     lost = writer.do("forked to be deleted", "states/fork", parent, position=5)["states"][0]
     writer.delete("deleted", lost["state_id"])
+    write_derived(writer, write_several(writer), write_sliding(writer))
     writer.create("opened", "The end. ")
     return writer.positions
 

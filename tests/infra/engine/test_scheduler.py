@@ -384,11 +384,11 @@ class Scheduling(RuleBasedStateMachine):
         assert sum(origin.width for origin in groups) <= self.max_sequences
         for origin, group in groups.items():
             assert len(group) <= origin.width
-            assert len({tuple(text.table[: origin.kept]) for text in group}) == 1
+            assert len({tuple(text.table[: origin.trunk]) for text in group}) == 1
             blocks = {block for text in group for block in text.table}
             assert len(blocks) <= origin.most_blocks <= origin.width * blocks_for(origin.limit)
-        kept, promised = self.scheduler._reserved()
-        assert len(kept) + promised < self.pool.capacity
+        trunks, promised = self.scheduler._reserved()
+        assert len(trunks) + promised < self.pool.capacity
 
     @invariant()
     def private_texts_share_nothing_but_with_their_forks(self) -> None:
