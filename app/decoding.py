@@ -12,7 +12,9 @@ from domain.errors import FieldProblem, InvalidInput, invalid
 T = TypeVar("T", bound=Struct)
 
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
-_PATH: Final = re.compile(r" - at `\$?(?P<path>[^`]*)`$")
+_PATH: Final = re.compile(r" - at (?P<key>`key` in )?`\$?(?P<path>[^`]*)`$")
+
+_IN_OBJECT: Final = re.compile(r" - at (`key` in )?`\$(\[\.\.\.\])?[^`]*`$")
 
 
 def decode(body: bytes, type_: type[T]) -> T:
@@ -29,7 +31,7 @@ def decode(body: bytes, type_: type[T]) -> T:
     except RecursionError as error:
         raise invalid("body", "is nested too deeply") from error
     try:
-        return msgspec.convert(raw, type_)
+        return msgspec.convert(raw, type_, str_keys=True)
     except msgspec.ValidationError as error:
         problems = tuple(_problems(raw, type_, ""))
         raise InvalidInput(*problems or (field_problem("body", error),)) from error
@@ -41,8 +43,11 @@ def field_problem(field: str, error: msgspec.ValidationError, type_: Any = None)
     match = _PATH.search(message)
     path = match["path"] if match else ""
     text = message[: match.start()] if match else message
+    if match and match["key"]:
+        text = f"its key: {text[:1].lower()}{text[1:]}"
     if text.startswith("Invalid enum value"):
         text += f", allowed are {', '.join(map(str, _choices(type_)))}"
+    path = path.removeprefix("[...]")  # which one it is says the field
     return FieldProblem((field + path).lstrip("."), text[:1].lower() + text[1:])
 
 
@@ -59,13 +64,26 @@ def _problems(raw: Any, type_: type[Struct], path: str) -> Iterator[FieldProblem
                 yield FieldProblem(path + name, "is required")
             continue
         try:
-            msgspec.convert(raw[name], field.type)
+            msgspec.convert(raw[name], field.type, str_keys=True)
         except msgspec.ValidationError as error:
-            inner = _struct_of(field.type)
-            if inner is not None and isinstance(raw[name], dict):
-                yield from _problems(raw[name], inner, f"{path}{name}.")
-            else:
-                yield field_problem(path + name, error, field.type)
+            yield from _field_problems(raw[name], field.type, path + name, error)
+
+
+def _field_problems(
+    raw: Any, annotation: Any, name: str, error: msgspec.ValidationError
+) -> Iterator[FieldProblem]:
+    """What is wrong with one field: with every member of an object."""
+    inner = _struct_of(annotation)
+    if inner is not None and isinstance(raw, dict):
+        yield from _problems(raw, inner, f"{name}.")
+    elif isinstance(raw, dict) and _IN_OBJECT.search(str(error)):
+        for key, value in raw.items():
+            try:
+                msgspec.convert({key: value}, annotation, str_keys=True)
+            except msgspec.ValidationError as wrong:
+                yield field_problem(f"{name}.{key}", wrong, annotation)
+    else:
+        yield field_problem(name, error, annotation)
 
 
 def _choices(annotation: Any) -> Iterator[Any]:

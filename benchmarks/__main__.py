@@ -7,7 +7,17 @@ import sys
 from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 
-from benchmarks import forks, log_appends, prompts, requests, stalls, throughput
+from benchmarks import (
+    branches,
+    constraints,
+    disconnects,
+    forks,
+    log_appends,
+    prompts,
+    requests,
+    stalls,
+    throughput,
+)
 from benchmarks.bench import Bench
 from benchmarks.machine import describe
 from benchmarks.measured import Measured
@@ -17,9 +27,12 @@ from benchmarks.workload import Sizes
 # In this order: forks count what a server's cache holds before it is full.
 PARTS: Mapping[str, Callable[[Bench], Iterator[Measured]]] = {
     "forks": forks.rows,
+    "branches": branches.rows,
     "throughput": throughput.rows,
+    "constraints": constraints.rows,
     "prompts": prompts.rows,
     "stalls": stalls.rows,
+    "disconnects": disconnects.rows,
     "log": log_appends.rows,
     "requests": requests.rows,
 }

@@ -13,8 +13,8 @@ from benchmarks.measured import Arm, Measured, Ratio, alternately, seconds
 from benchmarks.memory import MemoryReader
 from benchmarks.plain import Plain
 from benchmarks.served import Served
+from benchmarks.vocabulary import tokenizer
 from benchmarks.workload import Sizes
-from infra.models.catalogue import source_of
 from tests.support import Server
 
 MIN_CACHE_BYTES = 1 << 20
@@ -62,8 +62,7 @@ class Bench:
         model: Any = transformers.GPT2LMHeadModel(self._config)
         model.generation_config.eos_token_id = self.vocabulary_size
         model.save_pretrained(target)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source_of("cacher-tiny").location)
-        tokenizer.save_pretrained(target)
+        tokenizer(self.vocabulary_size).save_pretrained(target)
         return target
 
     @cached_property

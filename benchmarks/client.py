@@ -3,7 +3,7 @@
 import http.client
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import closing
 from typing import Any, Final
 
@@ -20,6 +20,10 @@ class Client:
     def __init__(self, port: int) -> None:
         self._http = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
         self._used = time.monotonic()
+
+    def close(self) -> None:
+        """End the connection, and with it a stream that is under way; the next request opens it."""
+        self._http.close()
 
     def get(self, path: str) -> bytes:
         """The body of an answer."""
@@ -48,16 +52,33 @@ class Client:
         answer = self.post("/v1/states/fork", state_id=state_id, n=count)
         return [state["state_id"] for state in answer["states"]]
 
-    def generate(self, state_id: str, new: int, sampling: Mapping[str, float] = GREEDY) -> None:
+    def generate(self, state_id: str, new: int, how: Mapping[str, Any] = GREEDY) -> None:
         """Continue a state by exactly ``new`` tokens, drawn with a fresh seed."""
-        answer = self.post("/v1/generate/token", **_wish(state_id, new, sampling))
+        answer = self.post("/v1/generate/token", **_wish(state_id, new, how))
         assert len(answer["token_ids"]) == new, answer["finish_reason"]
 
+    def branch(self, state_id: str, count: int, new: int, how: Mapping[str, Any]) -> None:
+        """Continue a state in ``count`` ways, each by exactly ``new`` tokens."""
+        answer = self.post("/v1/generate/multi", n=count, **_wish(state_id, new, how))
+        drawn = [len(one["token_ids"]) for one in answer["continuations"]]
+        assert drawn == count * [new], drawn
+
+    def search(self, state_id: str, beams: int, new: int) -> None:
+        """Find the best of so many beams, each of exactly ``new`` tokens."""
+        body = {"state_id": state_id, "num_beams": beams, "max_length": new}
+        (found,) = self.post("/v1/generate/beam", **body)["sequences"]
+        assert len(found["token_ids"]) == new, found
+
+    def verify(self, state_id: str) -> None:
+        """Have all that was generated for a state computed again and compared."""
+        report = self.post("/v1/replay/verify", state_id=state_id)
+        assert not report["divergences"], report
+
     def stream(
-        self, state_id: str, new: int, sampling: Mapping[str, float] = GREEDY
-    ) -> Iterator[float]:
+        self, state_id: str, new: int, how: Mapping[str, Any] = GREEDY
+    ) -> Generator[float, None, None]:
         """Continue a state likewise; the time (:func:`time.perf_counter`) of each token."""
-        body = {**_wish(state_id, new, sampling), "stream": True}
+        body = {**_wish(state_id, new, how), "stream": True}
         name, data, tokens = b"", b"", 0
         with closing(self._send("POST", "/v1/generate/token", body)) as response:
             for line in response:
@@ -91,5 +112,5 @@ class Client:
         return response
 
 
-def _wish(state_id: str, new: int, sampling: Mapping[str, float]) -> dict[str, Any]:
-    return {"state_id": state_id, "max_tokens": new, "seed": None, **sampling}
+def _wish(state_id: str, new: int, how: Mapping[str, Any]) -> dict[str, Any]:
+    return {"state_id": state_id, "max_tokens": new, "seed": None, **how}

@@ -1,4 +1,4 @@
-"""Forks of a long text: what they hold, how fast they run, how fast they are made."""
+"""Forks of a long text: what they hold, how fast they are made."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,6 @@ from benchmarks.workload import SAMPLED
 def rows(bench: Bench) -> Iterator[Measured]:
     """Memory first, while the server's cache has room."""
     yield from memory(bench)
-    yield from continuations(bench)
     yield fork_request(bench)
 
 
@@ -54,40 +53,6 @@ def memory(bench: Bench) -> Iterator[Measured]:
         served.resident_bytes(),
         plain.weights_bytes + now["cached_bytes"],
     )
-
-
-def continuations(bench: Bench) -> Iterator[Measured]:
-    """Several ways on from one cold text: prefill, forks and all their tokens."""
-    served, plain, sizes = bench.server(), bench.plain, bench.sizes
-    new, total = sizes.fork_new, sizes.forks * sizes.fork_new
-
-    def run(text: list[int]) -> None:
-        forks = served.client.fork(served.client.hold(text), sizes.forks)
-        served.together(lambda client, state_id: client.generate(state_id, new, SAMPLED), forks)
-
-    def ours() -> float:
-        text = bench.prompt(sizes.long)
-        return total / seconds(lambda: run(text))
-
-    def separately() -> float:
-        """One of the calls, which come one after the other."""
-        return new / plain.generate(bench.prompt(sizes.long), new, SAMPLED)
-
-    def as_a_batch() -> float:
-        return total / plain.generate(bench.prompt(sizes.long), new, SAMPLED, sizes.forks)
-
-    for against, theirs in (
-        (f"plain generate, {sizes.forks} calls", separately),
-        (f"plain generate, num_return_sequences={sizes.forks}", as_a_batch),
-    ):
-        yield bench.pair(
-            f"{sizes.forks} continuations of a {sizes.long}-token text by {new} tokens",
-            against,
-            "tokens/s",
-            Ratio.SPEED,
-            ours=ours,
-            theirs=theirs,
-        )
 
 
 def fork_request(bench: Bench) -> Measured:

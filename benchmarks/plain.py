@@ -35,10 +35,11 @@ class Plain:
         new: int,
         sampling: Mapping[str, float] = GREEDY,
         sequences: int = 1,
+        beams: int = 1,
     ) -> float:
         """Seconds to continue a prompt by ``new`` tokens, ``sequences`` times in one batch.
 
-        Temperature 0 is greedy.
+        Temperature 0 is greedy, or with several ``beams`` a beam search.
         """
         ids = self._ids(prompt)
         how = {**sampling, "top_k": 0} if sampling["temperature"] else {}
@@ -50,6 +51,7 @@ class Plain:
                 max_new_tokens=new,
                 do_sample=bool(how),
                 num_return_sequences=sequences,
+                num_beams=beams,
                 **how,
             )
             assert output.shape == (sequences, len(prompt) + new)

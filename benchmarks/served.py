@@ -25,6 +25,8 @@ class Served:
         self._pool = ThreadPoolExecutor(clients)
         self.client = Client(server.port)
         """For whoever sends one request after the other."""
+        self.guest = Client(server.port)
+        """For whoever goes in the middle of an answer."""
         self.numerics = json.loads(self.client.get(f"/v1/models/{model_id}"))["numerics"]
 
     def close(self) -> None:

@@ -14,11 +14,12 @@ class Sizes:
 
     ``streams`` are the numbers of states that generate ``new`` tokens together after a ``prompt``
     of their own; ``few`` and ``many`` stand for them where something is varied. A ``long`` text is
-    held and gets ``added`` tokens, or ``forks`` forks that generate ``fork_new`` tokens each.
-    ``rebuilt`` tokens are generated and then rebuilt. A prompt of ``arriving`` tokens comes while
-    ``running`` streams run. Where something is looked at while states run, they have
-    ``running_new`` tokens to generate. ``fork_requests``, ``requests`` and ``appends`` are how
-    many of these are timed in a round; ``writers`` append at once.
+    held and gets ``added`` tokens, or ``forks`` forks. It goes on in ``branches`` ways, or by a
+    search with so many ``beams``, of ``branch_new`` tokens each. ``rebuilt`` tokens are generated
+    and then rebuilt. A prompt of ``arriving`` tokens comes while ``running`` streams run. Where
+    something is looked at while states run, they have ``running_new`` tokens to generate.
+    ``fork_requests``, ``departures`` (of clients whose stream runs), ``requests`` and ``appends``
+    are how many of these are timed in a round; ``writers`` append at once.
     """
 
     shape: Mapping[str, Any] = field(default_factory=dict)
@@ -30,12 +31,15 @@ class Sizes:
     long: int = 512
     added: int = 16
     forks: int = 16
-    fork_new: int = 64
+    branches: int = 16
+    beams: int = 5
+    branch_new: int = 64
     rebuilt: int = 512
     arriving: int = 900
     running: int = 4
     running_new: int = 256
     fork_requests: int = 50
+    departures: int = 20
     requests: int = 100
     appends: int = 2000
     writers: tuple[int, ...] = (1, 8, 64)

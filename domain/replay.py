@@ -134,7 +134,7 @@ def occurrences(events: Sequence[Recorded]) -> Iterator[Occurrence]:
     """One state's history from its beginning, each event in its place."""
     state: State | None = None
     parts: tuple[TokensGenerated, ...] = ()
-    for recorded, following in zip(events, (*events[1:], None), strict=True):
+    for recorded, following in zip(events, (*events[1:], None), strict=False):
         event = recorded.event
         resumes = isinstance(event, TokensGenerated) and event.resumes > 0
         yield Occurrence(
@@ -201,6 +201,15 @@ class Passage(Struct, frozen=True, kw_only=True):
             start=self.start,
             redraws=redraws,
             candidates=searched.parameters if isinstance(searched, BeamsGenerated) else None,
+        )
+
+    def apart(self) -> "tuple[Passage, ...]":
+        """The same, with a passage for each claim."""
+        if len(self.claims) < 2:
+            return (self,)
+        return tuple(
+            Passage(tokens=self.tokens[: claim.end], start=claim.place, claims=(claim,))
+            for claim in self.claims
         )
 
 

@@ -25,12 +25,15 @@ TINY: Final = Sizes(
     long=64,
     added=3,
     forks=6,
-    fork_new=8,
+    branches=3,
+    beams=2,
+    branch_new=8,
     rebuilt=40,
     arriving=60,
-    running=6,
+    running=2,
     running_new=900,
     fork_requests=2,
+    departures=2,
     requests=4,
     appends=8,
     writers=(1, 2),
@@ -67,7 +70,17 @@ def row(parts: dict[str, list[Measured]], beginning: str) -> Measured:
 
 
 def test_every_pair_is_measured_in_every_round(parts: dict[str, list[Measured]]) -> None:
-    counts = {"forks": 7, "throughput": 11, "prompts": 6, "stalls": 3, "log": 4, "requests": 4}
+    counts = {
+        "forks": 5,
+        "branches": 6,
+        "throughput": 11,
+        "constraints": 3,
+        "prompts": 6,
+        "stalls": 3,
+        "disconnects": 2,
+        "log": 4,
+        "requests": 4,
+    }
     assert {name: len(rows) for name, rows in parts.items()} == counts
     rows = [one for part in parts.values() for one in part]
     assert len({(one.what, one.against) for one in rows}) == len(rows)
@@ -84,7 +97,7 @@ def test_forks_are_counted_as_holding_what_they_hold(parts: dict[str, list[Measu
 
 
 def test_the_longest_gap_is_the_longest(parts: dict[str, list[Measured]]) -> None:
-    gaps = [row(parts, f"{name} gap in 6 streams").ours for name in ("median", "p99", "longest")]
+    gaps = [row(parts, f"{name} gap in 2 streams").ours for name in ("median", "p99", "longest")]
     assert all(a <= b <= c for a, b, c in zip(*gaps, strict=True))
 
 

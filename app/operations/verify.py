@@ -280,11 +280,13 @@ class Verifier:
         """What comes out for each passage; one that could not have been drawn is a divergence."""
         try:
             scored = await model.score([passage.request() for passage in asked], private=True)
-        except (InvalidInput, ValueError) as error:
-            if len(asked) > 1:
-                return [pair for one in asked for pair in await self._score([one], model)]
-            recorded = asked[0].search or asked[0].claims[0].recorded
-            self._diverges(divergence(recorded, "parameters", "tokens to choose from", str(error)))
+        except InvalidInput as error:
+            apart = asked if len(asked) > 1 else asked[0].apart()
+            if len(apart) > 1:
+                return [pair for one in apart for pair in await self._score([one], model)]
+            for claim in apart[0].claims:
+                found = divergence(claim.recorded, "parameters", "allow a token", str(error))
+                self._diverges(found)
             return []
         return list(zip(asked, scored, strict=True))
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 
+from domain.errors import invalid
 from domain.ids import TokenId
 from domain.work import Drawing
 from infra.engine import sampler
 from infra.engine.constraints import Constraints
 from infra.engine.processors import Processors
-from infra.engine.sampler import Draw, Row
+from infra.engine.sampler import Draw, NothingLeft, Row
 
 
 class Chooser:
@@ -30,13 +31,18 @@ class Chooser:
         """The token at ``place``, by the raw logits there.
 
         Raises:
-            ValueError: no token is left to choose from.
+            InvalidInput: what was asked for leaves no token to choose.
         """
         drawing = self._drawing
         allowed = self._matcher.allowed() if self._matcher else None
         scores = self._processors.process(logits, allowed)
         position = place + drawing.dropped
-        return sampler.draw(scores, drawing.sampling, drawing.seed, position, drawing.branch)
+        try:
+            return sampler.draw(scores, drawing.sampling, drawing.seed, position, drawing.branch)
+        except NothingLeft:
+            constraint = drawing.constraint
+            field = f"constraint.{constraint.kind}" if constraint else "bad_words_ids"
+            raise invalid(field, f"leaves no token to choose at position {place}") from None
 
     def push(self, token: TokenId) -> None:
         """Add the token that comes next, whatever would have been drawn."""

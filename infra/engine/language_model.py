@@ -5,6 +5,7 @@ import contextlib
 import functools
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Final, TypeVar
 
 import torch
@@ -200,17 +201,25 @@ class TransformersModel:
     async def score(
         self, requests: Sequence[ScoreRequest], *, private: bool = False
     ) -> list[Scored]:
-        """Score texts at prefill speed; see the port."""
-        return [await self._score(request, private=private) for request in requests]
+        """Score texts at prefill speed; see the port.
 
-    async def _score(self, request: ScoreRequest, *, private: bool) -> Scored:
-        inbox: asyncio.Queue[Scored | Exception] = asyncio.Queue()
+        Private ones are one job, which shares among them what it computes. Others find each
+        other's blocks anyway, and take places as they come.
+        """
+        if private and requests:
+            return await self._score(requests, root=None)
+        scored = [self._score([request], root=self._root) for request in requests]
+        return list(chain.from_iterable(await asyncio.gather(*scored)))
+
+    async def _score(self, requests: Sequence[ScoreRequest], *, root: bytes | None) -> list[Scored]:
+        inbox: asyncio.Queue[list[Scored] | Exception] = asyncio.Queue()
         job = Scoring(
-            request.tokens,
-            request.start,
-            root=None if private else self._root,
-            redraws=request.redraws,
+            requests,
+            root=root,
+            scheduler=self._runner.scheduler,
             tokenizer=self._tokenizer,
+            constraints=self._constraints,
+            eos_token_ids=self.eos_token_ids,
             deliver=_deliver_to(inbox),
             recorder=self._engine.recorder,
         )

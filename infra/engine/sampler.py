@@ -33,6 +33,10 @@ _COLDEST: Final = 1e-20
 _NO_NUMBERS: Final = "the model's logits are not numbers"
 
 
+class NothingLeft(ValueError):
+    """No token can be drawn: every one is ruled out."""
+
+
 def uniform(seed: Seed, position: int, branch: int = 0) -> float:
     """The number in [0, 1) that decides the token at ``position`` of ``branch``."""
     if seed < 0:
@@ -97,7 +101,7 @@ def _likeliest(row: Row) -> TokenId:
     """The largest logit, of equals the one with the lowest id."""
     token = TokenId(int(row.argmax()))  # of a row that holds NaN, that one
     if row[token] == -np.inf:
-        raise ValueError("every token is ruled out")
+        raise NothingLeft("every token is ruled out")
     if not math.isfinite(row[token]):
         raise ValueError(_NO_NUMBERS)
     return token

@@ -1,69 +1,109 @@
-"""Scoring the tokens that texts have."""
+"""Scoring the tokens that texts have, at prefill speed."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
+from typing import Final, NamedTuple
 
+from domain.beams import Candidates, candidates_needed
+from domain.config import BeamParameters
 from domain.events import Scores
 from domain.ids import TokenId
-from domain.work import Drawn, Redraw, Scored
+from domain.work import Drawn, Scored, ScoreRequest
 from infra.engine import sampler
+from infra.engine.choosing import Chooser
+from infra.engine.constraints import Constraints
 from infra.engine.jobs import describe
+from infra.engine.processors import Processors
 from infra.engine.recorder import Recorder, Recording
 from infra.engine.sampler import Measures, Row
+from infra.engine.scheduler import Scheduler
 from infra.engine.scheduler import Sequence as Text
+from infra.engine.searching import candidates
 from infra.models.tokenizer import Tokenizer
+
+MAX_WIDTH: Final = 8
+"""Texts that a job works on at once: enough to fill passes, and others find places beside them."""
 
 
 class Scoring:
-    """Scores the tokens of a text from position ``start`` on, in one pass.
+    """Scores texts; a token that several begin with is computed once, unless it is to be scored.
 
-    ``deliver`` gets the result, or the error that ended the work.
+    They are taken in an order in which each has the most in common with the one before it, which
+    it is forked from as soon as they part. ``deliver`` gets the results in the order of the
+    requests, or the error that ended the work.
     """
 
     def __init__(
         self,
-        tokens: Sequence[TokenId],
-        start: int,
+        requests: Sequence[ScoreRequest],
         *,
         root: bytes | None,
-        redraws: Sequence[Redraw],
+        scheduler: Scheduler,
         tokenizer: Tokenizer,
-        deliver: Callable[[Scored | Exception], None],
+        constraints: Constraints,
+        eos_token_ids: frozenset[TokenId],
+        deliver: Callable[[list[Scored] | Exception], None],
         recorder: Recorder,
     ) -> None:
-        self.text = Text(tokens=list(tokens), limit=len(tokens), first_wanted=start - 1, root=root)
-        self._drawings = {
-            position: redraw.drawing
-            for redraw in redraws
-            for position in range(redraw.start, redraw.stop)
-        }
-        self._tokenizer = tokenizer
-        self._redrawn: list[Drawn] = []
-        self._measures: list[Measures] = []
-        self._digests: list[str] = []
+        self._scores = [_Scores(each, tokenizer, constraints, eos_token_ids) for each in requests]
+        first, *others = _turns(requests)
+        self._coming = deque(others)
+        self.text = _beginning(requests, first, others, root, scheduler)
+        self._newest = self.text
+        self._running = {self.text: self._scores[first.place]}
+        self._scheduler = scheduler
         self._deliver = deliver
         self._recording = Recording(recorder, deliver)
 
     def accept(self, text: Text, position: int, logits: Row) -> bool:
-        """Score the token after ``position``."""
-        place = position + 1
-        if place == len(self.text.tokens):
-            return True
-        token = TokenId(self.text.tokens[place])
-        self._recording.put_row(logits, partial(self._record, place, token, logits))
-        return False
+        """Score the token after ``position``, if it is one to be scored; go on where it ends."""
+        scores, place = self._running[text], position + 1
+        if scores.request.start <= place < scores.end:
+            self._recording.put_row(logits, partial(scores.add, place, logits))
+        if place == scores.end:
+            self._end(text)
+        elif place == len(text.tokens):
+            self._feed(text)
+        while self._may_fork():
+            self._begin(self._scheduler.fork)
+        return not self._running
 
-    def _record(self, place: int, token: TokenId, logits: Row, digest: str) -> None:
-        measures = sampler.measure(logits, token)
-        self._measures.append(measures)
-        self._digests.append(digest)
-        if (drawing := self._drawings.get(place)) is not None:
-            choice = sampler.draw(logits, drawing.sampling, drawing.seed, place)
-            if choice.token_id != token:
-                measures = sampler.measure(logits, choice.token_id)
-            self._redrawn.append(
-                describe(logits, digest, choice, measures, drawing, self._tokenizer)
-            )
+    def _may_fork(self) -> bool:
+        """Whether the newest text is computed up to where the next one leaves it."""
+        return (
+            len(self._coming) > 0
+            and self._coming[0].common <= self._newest.computed
+            and len(self._running) < self.text.width
+        )
+
+    def _begin(self, fork: Callable[[Text, int, Sequence[int], int], Text]) -> None:
+        """Take on the next text."""
+        place, common = self._coming.popleft()
+        self._newest = fork(self._newest, common, (), common)
+        self._running[self._newest] = self._scores[place]
+        self._scores[place].common = common
+        self._feed(self._newest)
+
+    def _feed(self, text: Text) -> None:
+        """Have a text computed to its end, or first to where the next one leaves it."""
+        scores, held = self._running[text], len(text.tokens)
+        stop = scores.end
+        if text is self._newest and self._coming:
+            common = self._coming[0].common
+            stop = common if held < common < scores.request.start else stop
+        text.tokens += scores.request.tokens[held:stop]
+        text.first_wanted = min(scores.request.start, stop) - 1
+
+    def _end(self, text: Text) -> None:
+        """Give the place of a text to the next one, if that is still to be forked from it."""
+        scores = self._running.pop(text)
+        scores.reused = text.reused - scores.common
+        if text is self._newest and self._coming:
+            self._begin(self._scheduler.replace)
+        else:
+            self._scheduler.remove(text)
 
     def fail(self, error: Exception) -> None:
         """Hand the error to whoever waits."""
@@ -71,9 +111,87 @@ class Scoring:
 
     def finish(self) -> None:
         """Hand out what was found."""
-        self._recording.put(lambda: self._deliver(self._scored()))
+        self._recording.put(lambda: self._deliver([each.scored() for each in self._scores]))
 
-    def _scored(self) -> Scored:
+
+class _Turn(NamedTuple):
+    """The place of a request, and how many tokens its text takes over from the turn before."""
+
+    place: int
+    common: int
+
+
+def _turns(requests: Sequence[ScoreRequest]) -> list[_Turn]:
+    """The order of texts. What is to be scored of one is computed by it: its logits are wanted."""
+    order = sorted(
+        range(len(requests)), key=lambda place: (requests[place].tokens, requests[place].start)
+    )
+    turns = [_Turn(order[0], 0)]
+    for before, place in pairwise(order):
+        common = _common(requests[before].tokens, requests[place].tokens)
+        turns.append(_Turn(place, min(common, requests[place].start - 1)))
+    return turns
+
+
+def _common(one: Sequence[TokenId], other: Sequence[TokenId]) -> int:
+    """How many tokens both texts begin with."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def _beginning(
+    requests: Sequence[ScoreRequest],
+    first: _Turn,
+    others: Sequence[_Turn],
+    root: bytes | None,
+    scheduler: Scheduler,
+) -> Text:
+    """What all texts begin with, or all of the only one, with as many places as there may be."""
+    request = requests[first.place]
+    end = max(1, min((turn.common for turn in others), default=len(request.tokens)))
+    limit = max(len(each.tokens) for each in requests)
+
+    def text(width: int) -> Text:
+        tokens: list[int] = list(request.tokens[:end])
+        return Text(tokens, limit, min(request.start, end) - 1, root, width)
+
+    widths = range(min(MAX_WIDTH, len(requests)), 1, -1)
+    return next(filter(scheduler.fits, map(text, widths)), text(1))
+
+
+class _Scores:
+    """What is found of one text, on the recorder's thread.
+
+    Of its tokens ``common`` were computed for the text before it, and ``reused`` for others.
+    """
+
+    def __init__(
+        self,
+        request: ScoreRequest,
+        tokenizer: Tokenizer,
+        constraints: Constraints,
+        eos_token_ids: frozenset[TokenId],
+    ) -> None:
+        self.request = request
+        self.end = len(request.tokens)
+        self.common = self.reused = 0
+        self._measures: list[Measures] = []
+        self._digests: list[str] = []
+        self._redraws = _Redraws(request, tokenizer, constraints)
+        asked = request.candidates
+        self._choices = _Choices(request.tokens, asked, eos_token_ids) if asked else None
+
+    def add(self, place: int, logits: Row, digest: str) -> None:
+        """Score the token at ``place``; it comes after those before it."""
+        measures = sampler.measure(logits, self.request.tokens[place])
+        self._measures.append(measures)
+        self._digests.append(digest)
+        self._redraws.add(place, logits, digest, measures)
+        if self._choices:
+            self._choices.add(place, logits)
+
+    def scored(self) -> Scored:
+        """All of it."""
         return Scored(
             scores=Scores(
                 logprobs=tuple(m.logprob for m in self._measures),
@@ -82,7 +200,67 @@ class Scoring:
                 logsumexps=tuple(m.logsumexp for m in self._measures),
                 logits_digests=tuple(self._digests),
             ),
-            redrawn=tuple(self._redrawn),
-            tokens_computed=len(self.text.tokens) - self.text.reused,
-            tokens_reused=self.text.reused,
+            redrawn=tuple(self._redraws.drawn),
+            candidates=tuple(self._choices.found) if self._choices else (),
+            tokens_computed=self.end - self.common - self.reused,
+            tokens_reused=self.reused,
         )
+
+
+class _Redraws:
+    """What generations would have drawn at places of a text."""
+
+    def __init__(
+        self, request: ScoreRequest, tokenizer: Tokenizer, constraints: Constraints
+    ) -> None:
+        self._tokens = request.tokens
+        self._asked = {
+            place: redraw
+            for redraw in request.redraws
+            for place in range(redraw.start, redraw.stop)
+        }
+        self._tokenizer = tokenizer
+        self._constraints = constraints
+        self.drawn: list[Drawn] = []
+
+    def add(self, place: int, logits: Row, digest: str, measures: Measures) -> None:
+        """Draw the token at ``place``, if asked to; ``measures`` are those of the one it has."""
+        redraw = self._asked.get(place)
+        if redraw is None:
+            return
+        token, drawing = self._tokens[place], redraw.drawing
+        if place == redraw.start:
+            self._chooser = Chooser(drawing, self._tokens[:place], self._constraints)
+        choice = self._chooser.choose(logits, place)
+        self._chooser.push(token)
+        if choice.token_id != token:
+            measures = sampler.measure(logits, choice.token_id)
+        self.drawn.append(describe(logits, digest, choice, measures, drawing, self._tokenizer))
+
+
+class _Choices:
+    """What a beam search would choose from at each place of a text."""
+
+    def __init__(
+        self,
+        tokens: Sequence[TokenId],
+        asked: BeamParameters,
+        eos_token_ids: frozenset[TokenId],
+    ) -> None:
+        eos = {*asked.stop_token_ids, *(() if asked.ignore_eos else eos_token_ids)}
+        self._count = candidates_needed(asked, len(eos))
+        self._tokens = tokens
+        self._asked = asked
+        self._processors: Processors | None = None
+        self.found: list[Candidates] = []
+
+    def add(self, place: int, logits: Row) -> None:
+        """Find them at ``place``."""
+        if self._processors is None:
+            self._processors = Processors(
+                self._asked.logits,
+                self._tokens[:place],
+                no_repeat_ngram_size=self._asked.no_repeat_ngram_size,
+            )
+        self.found.append(candidates(logits, self._processors, self._count))
+        self._processors.push(self._tokens[place])

@@ -4,7 +4,7 @@ import codecs
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from transformers import PreTrainedTokenizerFast
@@ -13,6 +13,8 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from domain.events import Fragment
 from domain.ids import TokenId
 
+_LONGEST_CHARACTER: Final = 4
+"""Bytes of UTF-8: whether a character is complete shows in so many."""
 _BYTE_TOKEN: Final = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -43,7 +45,7 @@ class Tokenizer:
         )
         return tuple(map(TokenId, ids))
 
-    def fragment(self, before: Iterable[TokenId], tokens: Sequence[TokenId]) -> Fragment:
+    def fragment(self, before: Sequence[TokenId], tokens: Sequence[TokenId]) -> Fragment:
         """``tokens`` with the text each of them adds after ``before``."""
         decoder = self.decoder(before)
         return Fragment.of(
@@ -58,10 +60,14 @@ class Tokenizer:
         """A token on its own, as far as it is valid UTF-8."""
         return self._bytes.get(token, b"").decode(errors="replace")
 
-    def decoder(self, before: Iterable[TokenId]) -> "TextDecoder":
-        """A decoder that stands at the end of ``before``."""
+    def decoder(self, before: Sequence[TokenId]) -> "TextDecoder":
+        """A decoder that stands at the end of ``before``, of which the last bytes alone matter."""
+        start, held = len(before), 0
+        while start and held < _LONGEST_CHARACTER:
+            start -= 1
+            held += len(self._bytes.get(before[start], b""))
         decoder = TextDecoder(self._bytes)
-        for token in before:
+        for token in before[start:]:
             decoder.push(token)
         return decoder
 

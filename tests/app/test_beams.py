@@ -68,7 +68,7 @@ def test_everything_in_an_answer_is_in_its_event(client: httpx.Client) -> None:
     }
     assert (parameters["max_tokens"], parameters["no_repeat_ngram_size"]) == (5, 2)
     assert parameters["stop_token_ids"] == [7]
-    assert len(payload["steps"]) == 5
+    assert {len(step["tokens"]) for step in payload["steps"]} == {4}
     for recorded, one in zip(payload["beams"], found["sequences"], strict=True):
         assert recorded["content"]["tokens"] == one["token_ids"]
         assert recorded["content"]["text"] == one["text"]
@@ -85,10 +85,9 @@ def test_a_single_beam_is_the_greedy_text(client: httpx.Client) -> None:
 
 
 def test_more_beams_find_a_text_that_is_likelier_than_the_greedy_one(client: httpx.Client) -> None:
-    state_id = create(client)["state_id"]
+    state_id = create(client, text="The cat")["state_id"]
     greedy, best = (beams(client, state_id, num_beams=n, max_length=12) for n in (1, 8))
-    assert best["scores"][0] >= greedy["scores"][0]
-    assert best["beams"] != greedy["beams"]
+    assert best["scores"][0] > greedy["scores"][0]
 
 
 def test_a_state_goes_on_from_where_it_stood(client: httpx.Client) -> None:
@@ -223,8 +222,8 @@ BAD: list[tuple[Json, str, str]] = [
     ({"early_stopping": "x"}, "early_stopping", "never"),
     ({"early_stopping": 1}, "early_stopping", "bool"),
     ({"early_stopping": None}, "early_stopping", "bool"),
-    ({"length_penalty": 1000}, "length_penalty", "<= 100"),
-    ({"length_penalty": -101}, "length_penalty", ">= -100"),
+    ({"length_penalty": 1000}, "length_penalty", "<= 10"),
+    ({"length_penalty": -11}, "length_penalty", ">= -10"),
     ({"length_penalty": "1"}, "length_penalty", "float"),
     ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size", ">= 0"),
     ({"logit_bias": {"1024": 1}}, "logit_bias.1024", "from 0 to 1023"),

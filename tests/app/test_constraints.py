@@ -17,8 +17,8 @@ from tests.app.api import (
     is_idle,
     multi,
     nothing_recorded,
-    sent,
     stream,
+    tokens_of,
 )
 
 HOT: Json = {"temperature": 1.3, "top_p": 1.0}
@@ -112,15 +112,17 @@ def test_a_text_with_one_way_to_go_on_is_written_in_full_however_unlikely(
 def test_a_text_ends_where_nothing_may_follow_and_may_end_where_something_may(
     client: httpx.Client,
 ) -> None:
-    state_id = create(client)["state_id"]
-    reasons = {
-        one["finish_reason"]: one["text"]
-        for one in multi(
-            client, state_id, 32, 12, seed=1, temperature=3, constraint={"regex": "(ab?){1,2}"}
-        )["continuations"]
+    wish: Json = {"seed": 1, "temperature": 3, "constraint": {"regex": "(ab?){1,2}"}}
+    drawn = multi(client, create(client)["state_id"], 32, 12, **wish)["continuations"]
+    texts = {
+        reason: {one["text"] for one in drawn if one["finish_reason"] == reason}
+        for reason in ("constraint", "eos", None)
     }
-    assert reasons.keys() == {"constraint", "eos"}
-    assert reasons["constraint"] == "abab"
+    assert texts["constraint"]
+    assert texts["constraint"] <= {"aab", "abab"}
+    assert texts["eos"]
+    assert texts["eos"] <= {"a", "ab", "aa", "aba"}
+    assert not texts[None]
 
 
 def test_a_text_that_has_not_come_to_its_end_says_so(client: httpx.Client) -> None:
@@ -215,15 +217,16 @@ def test_no_constraint_is_the_same_as_none_given(client: httpx.Client) -> None:
     assert answers[0] == answers[1]
 
 
-def test_settings_that_leave_no_token_are_an_error_of_the_request(client: httpx.Client) -> None:
+def test_settings_that_leave_no_token_are_refused(client: httpx.Client) -> None:
     state_id = create(client)["state_id"]
-    a = client.post("/v1/forward", json={"state_id": state_id, "text": "a"}).json()
-    wish = {
-        "constraint": {"regex": "a{9}"},
-        "bad_words_ids": [[a["tokens"][0]["token_id"]]],
-        "stream": True,
-    }
-    body = {"state_id": state_id, "max_tokens": 4, **wish}
+    token = tokens_of(client, create(client, text="日")["state_id"])[-1]
+    wish: Json = {"constraint": {"regex": "日"}, "bad_words_ids": [[token]]}
+    body = {"state_id": state_id, "max_tokens": 9, **wish}
     with nothing_recorded(client):
         answer = client.post("/v1/generate/token", json=body)
-    print(answer.status_code, answer.text, sent)
+        *tokens, error = stream(client, state_id, 9, **wish)
+    problem = assert_problem(answer, 400, "invalid-input", "constraint.regex")
+    assert "no token" in problem["detail"]
+    assert {one.name for one in tokens} == {"token"}
+    assert (error.name, error.data) == ("error", problem)
+    assert is_idle(client)

@@ -36,57 +36,10 @@ pytestmark = pytest.mark.filterwarnings(
 PLACES = 3
 
 
-class Gate:
-    """Stops the engine once it has done what it was asked before; leaving it lets it go on."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._reached, self._opened = threading.Event(), threading.Event()
-        engine.submit(self._wait)
-
-    def _wait(self) -> None:
-        self._reached.set()
-        self._opened.wait(120)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.open()
-
-    def reach(self) -> None:
-        assert self._reached.wait(60)
-
-    def open(self) -> None:
-        self._opened.set()
-
-
-@contextmanager
-def serving(database: Path) -> Iterator[tuple[httpx.Client, Engine]]:
-    """A client of a server in this process, and the engine that its models run on."""
-    settings = Settings(
-        model_name="cacher-tiny",
-        database=str(database),
-        max_queue=PLACES,
-        max_batch=1,
-        threads=1,
-    )
-    bootstrap.migrate(settings)
-    app, port = create_app(settings), free_port()
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        eventually(lambda: server.started)
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
-            yield client, app.state.service.models._engine
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Client, Engine]]:
-    with serving(tmp_path_factory.mktemp("held") / "cacher.db") as running:
+    database = tmp_path_factory.mktemp("held") / "cacher.db"
+    with serving(database, max_queue=PLACES, max_batch=1) as running:
         yield running
 
 

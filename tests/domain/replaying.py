@@ -337,13 +337,17 @@ class Story:
 
 
 @st.composite
-def stories(draw_: st.DrawFn) -> Story:
-    """Some of everything that may happen to a state, except that it is deleted."""
+def stories(draw_: st.DrawFn, *first: str) -> Story:
+    """Some of everything that may happen to a state, except that it is deleted.
+
+    The first is of one of the kinds named, if any are.
+    """
     size = draw_(st.integers(8, 40))
     story = Story(context_size=size, on_full=draw_(st.sampled_from(["stop", "slide"])))
     kinds = ["forward", "generate", "cut off", "multi", "search", "rewind", "configure"]
     seeds = st.integers(0, 99)
-    for kind in draw_(st.lists(st.sampled_from(kinds), max_size=7)):
+    sure = [draw_(st.sampled_from(first))] if first else []
+    for kind in sure + draw_(st.lists(st.sampled_from(kinds), max_size=7)):
         many = draw_(st.integers(1, 9))
         room = story.state.room
         asked = generation(max_tokens=many, stop_sequences=("ab", chr(17)))

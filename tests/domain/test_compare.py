@@ -79,9 +79,14 @@ def start(events: Sequence[Event], place: int) -> int:
 
 EVERY_RUN = (TextForwarded, TokensGenerated, Continuation)
 DRAWN = (TokensGenerated, Continuation)
+DRAWING = ("generate", "multi")
 
 
-@given(story=stories(), data=st.data(), score=st.sampled_from(Scores.__struct_fields__))
+@given(
+    story=stories("forward", *DRAWING),
+    data=st.data(),
+    score=st.sampled_from(Scores.__struct_fields__),
+)
 def test_any_changed_score_is_named_with_its_place(
     story: Story, data: st.DataObject, score: str
 ) -> None:
@@ -94,7 +99,7 @@ def test_any_changed_score_is_named_with_its_place(
     assert len(divergences(events)) == 1
 
 
-@given(story=stories(), data=st.data())
+@given(story=stories(*DRAWING), data=st.data())
 def test_a_changed_drawn_token_is_named_as_the_token(story: Story, data: st.DataObject) -> None:
     events = story.events
     assume(where := tokens_of(events, *DRAWN))
@@ -104,7 +109,7 @@ def test_a_changed_drawn_token_is_named_as_the_token(story: Story, data: st.Data
     assert the_first(events) == (place + 1, f"{name}content.tokens", at)
 
 
-@given(story=stories(), data=st.data())
+@given(story=stories(*DRAWING), data=st.data())
 def test_of_a_changed_logprob_and_a_changed_token_after_it_the_first_is_named(
     story: Story, data: st.DataObject
 ) -> None:
@@ -120,7 +125,7 @@ def test_of_a_changed_logprob_and_a_changed_token_after_it_the_first_is_named(
     assert the_first(events) == (place + 1, f"{name}scores.logprobs", at)
 
 
-@given(story=stories(), data=st.data())
+@given(story=stories("forward"), data=st.data())
 def test_a_changed_forwarded_token_is_found_in_its_logprob(
     story: Story, data: st.DataObject
 ) -> None:
@@ -131,7 +136,7 @@ def test_a_changed_forwarded_token_is_found_in_its_logprob(
     assert the_first(events) == (place + 1, "scores.logprobs", start(events, place) + index)
 
 
-@given(story=stories(), index=st.integers(0, 2))
+@given(story=stories("forward", *DRAWING), index=st.integers(0, 2))
 def test_a_changed_token_of_the_beginning_is_found_in_the_first_claim_after_it(
     story: Story, index: int
 ) -> None:
@@ -145,7 +150,7 @@ def test_a_changed_token_of_the_beginning_is_found_in_the_first_claim_after_it(
     assert divergences(events)[0].version == first.version
 
 
-@given(story=stories(), data=st.data(), seed=st.integers(100, 199))
+@given(story=stories(*DRAWING), data=st.data(), seed=st.integers(100, 199))
 def test_a_changed_seed_is_found(story: Story, data: st.DataObject, seed: int) -> None:
     events = story.events
     assume(where := tokens_of(events, *DRAWN))
@@ -157,7 +162,7 @@ def test_a_changed_seed_is_found(story: Story, data: st.DataObject, seed: int) -
 
 
 @pytest.mark.parametrize("field", ["sampling_probabilities", "alternatives"])
-@given(story=stories(), data=st.data())
+@given(story=stories(*DRAWING), data=st.data())
 def test_what_is_recorded_of_a_draw_is_compared(
     field: str, story: Story, data: st.DataObject
 ) -> None:

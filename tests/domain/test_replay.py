@@ -262,6 +262,18 @@ def test_a_part_of_a_call_is_drawn_again_after_what_came_before_and_was_dropped(
     assert (redraw.drawing.dropped, redraw.drawing.prior) == (3, first.content.tokens)
 
 
+@given(stories())
+def test_a_passage_taken_apart_asks_the_same_of_each_claim(story: Story) -> None:
+    for passage in passages(occurrences(history(*story.events))):
+        apart = passage.apart()
+        assert [claim for part in apart for claim in part.claims] == list(passage.claims)
+        redraws = [redraw for part in apart for redraw in part.request().redraws]
+        assert redraws == list(passage.request().redraws)
+        for part in apart:
+            assert len(part.claims) <= 1
+            assert part.tokens == passage.tokens[: len(part.tokens)]
+
+
 # given a beam search / when its beams are laid out as texts / then
 
 
