@@ -48,7 +48,8 @@ STABLE = {
     *("version", "head_position", "finished", "finish_reason", "start", "index", "at_version"),
     *("model_id", "model_type", "kind", "schema", "tokens_reused", "deterministic", "dtype"),
     *("temperature", "top_p", "top_k", "context_size", "store_logits", "top_k_logits", "message"),
-    *("text", "new_tokens", "token_ids", "token_id", "tokens", "seed"),
+    *("text", "new_tokens", "token_ids", "token_id", "tokens", "seed", "bytes"),
+    *("beams", "branch", "dropped", "resumes"),
 }
 """Members whose values are the same on every machine and in every log."""
 
@@ -434,15 +435,16 @@ def test_every_setting_is_listed_with_its_default() -> None:
 
 def facts_of(node: dict[str, Any]) -> Iterator[str]:
     """Bounds, choices and the default that a JSON schema gives a value, as the pages write them."""
-    for bound in ("minimum", "maximum", "maxItems", "maxLength"):
+    for bound in ("minimum", "maximum", "minItems", "maxItems", "maxLength", "maxProperties"):
         if bound in node:
-            yield "2^53 - 1" if node[bound] == MAX_SEED else str(int(node[bound]))
+            yield "2^53 - 1" if node[bound] == MAX_SEED else f"{node[bound]:.7g}"
     if "exclusiveMinimum" in node:
         yield f"above {node['exclusiveMinimum']}"
     yield from map(str, node.get("enum", ()))
     if isinstance(node.get("default"), bool | int | float | str):
         yield str(node["default"]).lower()
-    for inner in (*node.get("anyOf", ()), *filter(None, [node.get("items")])):
+    inside = filter(None, map(node.get, ("items", "additionalProperties")))
+    for inner in (*node.get("anyOf", ()), *inside):
         yield from facts_of(inner)
 
 
@@ -452,7 +454,7 @@ def unsaid(properties: dict[str, dict[str, Any]], rows: dict[str, list[str]]) ->
         row = " ".join(rows[name])
         facts = () if "as in the [config]" in row else facts_of(node)
         for fact in facts:
-            upper_bound_is_the_models = name in ("context_size", "max_tokens")
+            upper_bound_is_the_models = name in ("context_size", "max_tokens", "max_length")
             if not (upper_bound_is_the_models and fact == "1000000") and not says(row, fact):
                 yield f"{name}: {fact}"
 
@@ -474,7 +476,7 @@ def test_ranges_of_settings_and_of_the_config_are_right() -> None:
 
 def test_defaults_of_the_config_are_right() -> None:
     rows = table(anchors(API)["the-config"], "field")
-    default = msgspec.to_builtins(default_config(Settings()))
+    default = msgspec.json.decode(msgspec.json.encode(default_config(Settings())))
     assert not [name for name, value in default.items() if not says(rows[name][1], str(value))]
 
 
@@ -501,6 +503,7 @@ REFUSALS = (
     errors.ModelNotFound(ModelId("a"), (ModelId("b"),)),
     errors.VersionConflict(StateId("state-1"), Version(1), Version(2)),
     errors.FingerprintChanged(StateId("state-1"), "then", "now"),
+    errors.NothingToResume("key"),
     errors.NotAPrefix(StateId("state-1"), Version(1)),
     errors.IdempotencyKeyReused("key"),
     errors.PreconditionFailed(StateId("state-1"), Version(1), Version(2)),

@@ -42,6 +42,34 @@ async def test_a_reader_that_leaves_ends_the_work() -> None:
     assert produced[-1] == "cancelled"
 
 
+async def test_a_reader_that_leaves_in_the_middle_has_what_it_missed_put_away() -> None:
+    put_away: list[str] = []
+
+    async def recording() -> AsyncGenerator[Any, None]:
+        try:
+            yield 1
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)  # what is recorded takes a while
+            put_away.append("recorded")
+
+    items = ahead(recording())
+    assert await anext(items) == 1
+    await items.aclose()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert put_away == ["recorded"]
+
+
+async def test_nothing_begins_before_it_is_read() -> None:
+    produced: list[Any] = []
+    items = ahead(numbers(produced, 3))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    await items.aclose()
+    assert produced == []
+
+
 async def test_an_error_reaches_the_reader_after_what_came_before() -> None:
     async def failing() -> AsyncGenerator[Any, None]:
         yield 1

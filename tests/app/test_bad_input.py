@@ -26,7 +26,8 @@ NO_STATE = "state-00000000000000000000000000000000"
 CREATE, CONFIG, FORK = "/v1/states", "/v1/states/config", "/v1/states/fork"
 REWIND, FORWARD = "/v1/states/rewind", "/v1/forward"
 GENERATE, VERIFY = "/v1/generate/token", "/v1/replay/verify"
-POSTS = (CREATE, CONFIG, FORK, REWIND, FORWARD, GENERATE, VERIFY)
+MULTI, BEAM = "/v1/generate/multi", "/v1/generate/beam"
+POSTS = (CREATE, CONFIG, FORK, REWIND, FORWARD, GENERATE, MULTI, BEAM, VERIFY)
 
 BAD_TOKENS: dict[str, Any] = {
     "tokens": [
@@ -46,18 +47,44 @@ BAD_TOKENS: dict[str, Any] = {
         [10**30],
     ]
 }
-BAD_SAMPLING: dict[str, list[Any]] = {
+BAD_LOGITS: dict[str, list[Any]] = {
+    "logit_bias": [
+        5, None, [], [[1, 2]], {"a": 1}, {"-1": 1}, {"1024": 1}, {"1.5": 1}, {"": 1},
+        {str(2**64): 1}, {"5": 101}, {"5": -100.5}, {"5": None}, {"5": "1"}, {"5": [1]},
+        {str(token): 0 for token in range(1025)},
+    ],
+    "repetition_penalty": [0, -1, 0.009, 100.5, "1", None, True],
+    "presence_penalty": [-100.5, 101, "1", None],
+    "frequency_penalty": [-100.5, 101, "1", None],
+    "bad_words_ids": [
+        5, None, [5], [[]], [[-1]], [[1024]], [[5, "a"]], [[1.5]], [[1] * 33], [[1]] * 257,
+        {"1": [1]},
+    ],
+}  # fmt: skip
+BAD_SAMPLING: dict[str, list[Any]] = BAD_LOGITS | {
     "temperature": [-0.1, -1, 1e308, "0.7", None, True, [1]],
     "top_p": [0, -0.5, 1.0001, 2, "1", None],
     "top_k": [-1, 1.5, 10**30, "1", None],
+    "min_p": [-0.1, 1.1, "0", None, True],
+    "typical_p": [0, -0.1, 1.1, "1", None],
     "seed": [-1, 2**53, 10**30, 1.5, True, "1"],
 }
-BAD_CONFIG: dict[str, list[Any]] = BAD_SAMPLING | {
-    "context_size": [0, -5, 1025, 10**30, 1.5, "64"],
-    "store_logits": ["all", 1, None, ""],
-    "top_k_logits": [0, -1, 1001, 10**30, None],
-    "nonsense": [1],
+BAD_STOPS: dict[str, list[Any]] = {
+    "stop_sequences": ["abc", [5], [""], ["x"] * 17, ["x" * 1001], None],
+    "stop_token_ids": [5, [-1], [1024], [2**63], [10**30], ["a"], [1.5], [1] * 65],
+    "ignore_eos": ["yes", 1, None],
 }
+BAD_CONFIG: dict[str, list[Any]] = (
+    BAD_SAMPLING
+    | BAD_STOPS
+    | {
+        "on_full": ["shift", None, True, ""],
+        "context_size": [0, -5, 1025, 10**30, 1.5, "64"],
+        "store_logits": ["all", 1, None, ""],
+        "top_k_logits": [0, -1, 1001, 10**30, None],
+        "nonsense": [1],
+    }
+)
 BAD_FIELDS: dict[str, dict[str, list[Any]]] = {
     CREATE: {
         "model_id": [5, "cacher-tiny-sentiment"],
@@ -86,13 +113,15 @@ BAD_FIELDS: dict[str, dict[str, list[Any]]] = {
     GENERATE: {
         "state_id": [5, None],
         "max_tokens": [0, -1, 1025, 10**30, 1.5, "5", None, True],
-        "stop_sequences": ["abc", [5], [""], ["x"] * 17, ["x" * 1001], None],
-        "stop_token_ids": [5, [-1], [1024], [2**63], [10**30], ["a"], [1.5], [1] * 65],
         "top_logprobs": [-1, 21, 10**30, "1"],
         "stream": ["yes", 1, None],
-        "logit_bias": [{}],
+        "n": [1],
+        "num_beams": [1],
         **BAD_SAMPLING,
+        **BAD_STOPS,
     },
+    MULTI: {"state_id": [5, None], "n": [0, 129, -1, 1.5, "2", None], **BAD_LOGITS},
+    BEAM: {"state_id": [5, None], **BAD_LOGITS},
     VERIFY: {
         "state_id": [5, [], None],
         "all": [False, 1, "true"],
@@ -107,6 +136,8 @@ GOOD: dict[str, Json] = {
     REWIND: {"position": 1},
     FORWARD: {"text": "a"},
     GENERATE: {},
+    MULTI: {"n": 2},
+    BEAM: {},
     VERIFY: {},
 }
 """What is right of a request besides its ``state_id``; bad fields take the place of good ones."""
@@ -142,14 +173,19 @@ def _each(
     ]
 
 
+def _is_in(named: str, field: str) -> bool:
+    """Whether a field is named, or a part of it."""
+    return named == field or named.startswith((f"{field}[", f"{field}."))
+
+
 def _assert_refused(client: httpx.Client, path: str, body: Json, field: str) -> None:
     with nothing_recorded(client):
         answer = client.post(path, content=json.dumps(body), headers=JSON)
     problem = assert_problem(answer, 400, "invalid-input")
     named = {error["field"] for error in problem["errors"]}
     assert len(named) == 1
-    assert named.pop().partition("[")[0] == field
-    assert problem["field"].partition("[")[0] == field
+    assert _is_in(named.pop(), field)
+    assert _is_in(problem["field"], field)
 
 
 @pytest.mark.parametrize(("path", "field", "value"), _each(BAD_FIELDS))
@@ -226,6 +262,52 @@ def test_every_wrong_field_is_named_not_only_the_first(client: httpx.Client) -> 
     settings = ("config.temperature", "config.top_p", "config.bar", "config.seed")
     named = ("foo", "text", "metadata", "model_type", *settings)
     assert_problem(answer, 400, "invalid-input", *named)
+
+
+RANGES: list[tuple[str, Any, str, str]] = [
+    ("min_p", 1.1, "min_p", "<= 1"),
+    ("min_p", -1, "min_p", ">= 0"),
+    ("typical_p", 0, "typical_p", "> 0"),
+    ("typical_p", 2, "typical_p", "<= 1"),
+    ("repetition_penalty", 0, "repetition_penalty", ">= 0.01"),
+    ("repetition_penalty", 101, "repetition_penalty", "<= 100"),
+    ("presence_penalty", -101, "presence_penalty", ">= -100"),
+    ("frequency_penalty", 101, "frequency_penalty", "<= 100"),
+    ("logit_bias", {"300": 101}, "logit_bias.300", "<= 100"),
+    ("logit_bias", {"1024": 1}, "logit_bias.1024", "from 0 to 1023"),
+    ("logit_bias", {"-1": 1}, "logit_bias.-1", ">= 0"),
+    ("logit_bias", {str(token): 0 for token in range(1025)}, "logit_bias", "<= 1024"),
+    ("bad_words_ids", [[5], [6, 1024]], "bad_words_ids[1][1]", "from 0 to 1023"),
+    ("bad_words_ids", [[1]] * 257, "bad_words_ids", "<= 256"),
+    ("stop_token_ids", [5, 1024], "stop_token_ids[1]", "from 0 to 1023"),
+    ("stop_sequences", ["x"] * 17, "stop_sequences", "<= 16"),
+    ("temperature", 101, "temperature", "<= 100"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "named", "rule"), RANGES)
+def test_a_refusal_says_what_is_allowed(
+    client: httpx.Client, state_id: str, field: str, value: Any, named: str, rule: str
+) -> None:
+    asked = client.post(GENERATE, json={"state_id": state_id, field: value})
+    assert rule in assert_problem(asked, 400, "invalid-input", named)["detail"]
+    body = {"state_id": state_id, "config": {field: value}}
+    changed = client.post(CONFIG, json=body)
+    assert rule in assert_problem(changed, 400, "invalid-input", f"config.{named}")["detail"]
+
+
+def test_every_token_that_is_none_is_named_wherever_it_stands(
+    client: httpx.Client, state_id: str
+) -> None:
+    wish = {
+        "logit_bias": {"5": 1, "2000": 1, "3000": 1},
+        "bad_words_ids": [[5], [1024]],
+        "stop_token_ids": [1024],
+    }
+    named = ("logit_bias.2000", "logit_bias.3000", "bad_words_ids[1][0]", "stop_token_ids[0]")
+    for path in (GENERATE, MULTI, BEAM):
+        answer = client.post(path, json=_request(path, state_id, wish))
+        assert_problem(answer, 400, "invalid-input", *named)
 
 
 def test_every_wrong_field_of_a_generation_is_named(client: httpx.Client) -> None:
@@ -384,6 +466,9 @@ def _calls(state_id: str) -> dict[str, Callable[[httpx.Client], httpx.Response]]
         "get version": lambda client: client.get(f"/v1/states/{state_id}?version=1"),
         "delete": lambda client: client.delete(f"/v1/states/{state_id}"),
         "stream": lambda client: client.post(GENERATE, json={"state_id": state_id, "stream": True}),
+        "stream of several": lambda client: client.post(
+            MULTI, json={"state_id": state_id, "n": 2, "stream": True}
+        ),
     }
 
 
@@ -445,9 +530,12 @@ def test_a_bad_parameter_of_a_path_is_named(
     assert_problem(answer, 400, "invalid-input", field)
 
 
-def test_only_sampling_can_be_included_in_a_generation(client: httpx.Client, state_id: str) -> None:
+@pytest.mark.parametrize("path", [GENERATE, MULTI])
+def test_only_sampling_can_be_included_in_a_generation(
+    client: httpx.Client, state_id: str, path: str
+) -> None:
     with nothing_recorded(client):
-        answer = client.post(f"{GENERATE}?include=logits", json={"state_id": state_id})
+        answer = client.post(f"{path}?include=logits", json=_request(path, state_id))
     assert_problem(answer, 400, "invalid-input", "include")
 
 

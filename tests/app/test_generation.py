@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Iterator
+from itertools import accumulate, pairwise
 
 import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.app.api import (
     LONG_TEXT,
@@ -23,6 +26,7 @@ from tests.app.api import (
     read,
     read_sent,
     sent,
+    stream,
     tokens_of,
 )
 
@@ -40,6 +44,14 @@ GENERATED_FIELDS = {
     "head_position",
 }
 HOT = {"temperature": 1.0, "top_p": 1.0, "seed": 3}
+FILTERED: Json = {"temperature": 2.0, "seed": 3, "min_p": 0.01, "typical_p": 0.95}
+PENALIZED: Json = {
+    "repetition_penalty": 1.3,
+    "presence_penalty": 0.5,
+    "frequency_penalty": 0.3,
+    "logit_bias": {"300": 3.0, "261": -100},
+    "bad_words_ids": [[301], [12, 258]],
+}
 
 
 def test_an_answer_says_what_was_generated_and_the_state_grows_by_it(
@@ -79,10 +91,23 @@ def test_everything_in_an_answer_is_in_its_event(client: httpx.Client) -> None:
     assert (payload["seed"], payload["finish_reason"]) == (3, None)
     assert payload["start"] == generated["head_position"] - 6
     assert payload["parameters"] == {
-        "sampling": {"temperature": 1.0, "top_k": 50, "top_p": 1.0},
+        "sampling": {
+            "temperature": 1.0,
+            "top_k": 50,
+            "top_p": 1.0,
+            "min_p": 0.0,
+            "typical_p": 1.0,
+            "repetition_penalty": 1.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "logit_bias": {},
+            "bad_words_ids": [],
+        },
         "max_tokens": 6,
         "stop_sequences": ["zebra"],
         "stop_token_ids": [7],
+        "ignore_eos": False,
+        "constraint": None,
         "top_logprobs": 2,
     }
     assert all(len(scores) == 6 for scores in payload["scores"].values())
@@ -153,6 +178,137 @@ def test_the_probabilities_tokens_were_drawn_with_come_only_when_asked_for(
     assert any(sampling != model for sampling, model in pairs)
     assert all(0 < value <= 1 for value in answers[0]["sampling_probabilities"])
     assert set(answers[1]["sampling_probabilities"]) == {1.0}
+
+
+def test_parameters_that_change_scores_hold_for_every_token(client: httpx.Client) -> None:
+    plain, forced, banned, few = (
+        generate(client, create(client)["state_id"], 8, temperature=0, **wish)["token_ids"]
+        for wish in (
+            {},
+            {"logit_bias": {"300": 100}},
+            {"logit_bias": {"300": 100}, "bad_words_ids": [[300, 300]]},
+            {"logit_bias": {"300": 100}, "frequency_penalty": 50, "presence_penalty": 10},
+        )
+    )
+    assert 300 not in plain
+    assert forced == [300] * 8
+    assert banned == [300, *banned[1:]]
+    assert (300, 300) not in pairwise(banned)
+    assert 0 < few.count(300) < 4
+
+
+def test_parameters_of_the_state_hold_where_a_request_gives_none(client: httpx.Client) -> None:
+    config = FILTERED | PENALIZED | {"stop_sequences": ["er"], "ignore_eos": True}
+    configured = create(client, config=config)
+    assert configured["config"] | config == configured["config"]
+    asked = create(client)["state_id"]
+    drawn = [
+        generate(client, configured["state_id"], 30),
+        generate(client, asked, 30, **config),
+        generate(client, create(client)["state_id"], 30, **FILTERED),
+    ]
+    assert drawn[0]["token_ids"] == drawn[1]["token_ids"]
+    assert drawn[0]["token_ids"] != drawn[2]["token_ids"]
+    recorded = [events(client, one)[-1]["payload"] for one in (configured["state_id"], asked)]
+    assert recorded[0]["parameters"] == recorded[1]["parameters"]
+
+
+def test_a_request_goes_before_the_state_also_where_it_gives_nothing(client: httpx.Client) -> None:
+    config = {"stop_sequences": ["a"], "stop_token_ids": [5], "logit_bias": {"300": 100}}
+    state_id = create(client, config=config)["state_id"]
+    generate(client, state_id, 2, stop_sequences=[], stop_token_ids=[], logit_bias={})
+    parameters = events(client, state_id)[-1]["payload"]["parameters"]
+    assert (parameters["stop_sequences"], parameters["stop_token_ids"]) == ([], [])
+    assert parameters["sampling"]["logit_bias"] == {}
+
+
+@pytest.mark.parametrize("parts", [(4, 6), (1,) * 10, (9, 1)])
+def test_a_generation_with_every_parameter_is_the_same_in_one_call_and_in_several(
+    client: httpx.Client, parts: tuple[int, ...]
+) -> None:
+    whole, split, other = (create(client)["state_id"] for _ in range(3))
+    generate(client, whole, 10, **FILTERED, **PENALIZED)
+    for count in parts:
+        generate(client, split, count, **FILTERED, **PENALIZED)
+    generate(client, other, 10, **FILTERED)
+    drawn = [_drawn(client, state_id) for state_id in (whole, split, other)]
+    assert len(drawn[0]) == 10
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def _drawn(client: httpx.Client, state_id: str) -> list[tuple[object, ...]]:
+    """What was recorded of each token that a state has drawn."""
+    return [
+        of_token
+        for event in events(client, state_id)[1:]
+        for of_token in zip(
+            event["payload"]["content"]["tokens"],
+            event["payload"]["sampling_probabilities"],
+            *event["payload"]["scores"].values(),
+            strict=True,
+        )
+    ]
+
+
+# text
+
+
+SAID = "caf\u00e9 e\u0301 日本語 \U0001f468\u200d\U0001f469 \U0001f999!"
+
+
+def test_pieces_are_whole_characters_and_bytes_are_given_where_a_token_is_none(
+    client: httpx.Client,
+) -> None:
+    wish: Json = {"constraint": {"regex": SAID}, "temperature": 0}
+    *tokens, done = stream(client, create(client)["state_id"], 90, **wish)
+    answer = done.data
+    assert answer["text"] == "".join(answer["new_tokens"]) == SAID
+    assert len(answer["bytes"]) == len(answer["token_ids"])
+    raw = b""
+    for one, piece, own in zip(tokens, answer["new_tokens"], answer["bytes"], strict=True):
+        assert one.data["text"] == piece
+        assert one.data.get("bytes") == own
+        assert own is None or not _is_text(bytes(own))
+        raw += piece.encode() if own is None else bytes(own)
+    assert raw.decode() == SAID
+    assert sum(own is not None for own in answer["bytes"]) > 10
+    assert "bytes" not in generate(client, create(client)["state_id"], 4, temperature=0)
+
+
+def _is_text(raw: bytes) -> bool:
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_a_streamed_text_ends_with_the_token_that_completes_a_stop_of_any_text(
+    client: httpx.Client, said_tokens: list[str], data: st.DataObject
+) -> None:
+    start = data.draw(st.integers(0, len(SAID) - 1))
+    stop = SAID[start : start + data.draw(st.integers(1, 6))]
+    end = SAID.index(stop) + len(stop)
+    kept = next(
+        count
+        for count, length in enumerate(accumulate(map(len, said_tokens)), start=1)
+        if length >= end
+    )
+    wish: Json = {"constraint": {"regex": SAID}, "temperature": 0, "stop_sequences": ["?", stop]}
+    *tokens, done = stream(client, create(client)["state_id"], 90, **wish)
+    assert done.data["finish_reason"] == "stop_sequence"
+    assert [one.data["text"] for one in tokens] == said_tokens[:kept]
+    assert done.data["text"] == "".join(said_tokens[:kept])
+
+
+@pytest.fixture(scope="module")
+def said_tokens(client: httpx.Client) -> list[str]:
+    """What the tokens add in which the model writes a text that it is held to."""
+    wish: Json = {"constraint": {"regex": SAID}, "temperature": 0}
+    pieces: list[str] = generate(client, create(client)["state_id"], 90, **wish)["new_tokens"]
+    return pieces
 
 
 @pytest.fixture(scope="module")
@@ -231,19 +387,9 @@ def test_a_full_context_ends_the_generation_and_leaves_nothing_to_generate(
     assert_verified(client, state_id)
 
 
-def _streamed(client: httpx.Client, state_id: str, max_tokens: int, **wish: object) -> Json:
-    """A whole stream: its answer, and what was sent."""
-    body = {"state_id": state_id, "max_tokens": max_tokens, "stream": True, **wish}
-    answer = client.post("/v1/generate/token", json=body)
-    assert answer.status_code == 200
-    assert answer.headers["content-type"].startswith("text/event-stream")
-    return {"body": answer.text, "sent": sent(answer.text)}
-
-
 def test_a_stream_sends_each_token_and_then_the_whole_answer(client: httpx.Client) -> None:
     state = create(client)
-    streamed = _streamed(client, state["state_id"], 10, **HOT)["sent"]
-    *tokens, done = streamed
+    *tokens, done = stream(client, state["state_id"], 10, **HOT)
     assert [one.name for one in tokens] == ["token"] * 10
     assert [one.id for one in tokens] == [str(index) for index in range(10)]
     assert [one.data["index"] for one in tokens] == list(range(10))
@@ -267,12 +413,12 @@ def test_a_stream_sends_each_token_and_then_the_whole_answer(client: httpx.Clien
 
 @pytest.mark.parametrize(
     "wish",
-    [HOT, {"temperature": 0}, {"stop_sequences": ["."]}, {"top_logprobs": 2}],
-    ids=["drawn", "greedy", "stopped", "alternatives"],
+    [HOT, {"temperature": 0}, {"stop_sequences": ["."]}, {"top_logprobs": 2}, FILTERED | PENALIZED],
+    ids=["drawn", "greedy", "stopped", "alternatives", "filtered"],
 )
 def test_a_stream_and_a_whole_answer_are_the_same(client: httpx.Client, wish: Json) -> None:
     streamed, whole = (create(client)["state_id"] for _ in range(2))
-    done = _streamed(client, streamed, 30, **wish)["sent"][-1].data
+    done = stream(client, streamed, 30, **wish)[-1].data
     answer = generate(client, whole, 30, **wish)
     assert done | {"state_id": whole} == answer
     payloads = [events(client, state_id)[-1]["payload"] for state_id in (streamed, whole)]
@@ -282,7 +428,7 @@ def test_a_stream_and_a_whole_answer_are_the_same(client: httpx.Client, wish: Js
 def test_a_stream_of_a_full_state_is_done_at_once(client: httpx.Client) -> None:
     state = create(client, config={"context_size": 8})
     generate(client, state["state_id"], 8)
-    (done,) = _streamed(client, state["state_id"], 8)["sent"]
+    (done,) = stream(client, state["state_id"])
     assert (done.name, done.data["finish_reason"]) == ("done", "context_full")
 
 
@@ -292,15 +438,15 @@ def test_a_stream_gives_sampling_probabilities_when_asked(client: httpx.Client) 
     assert len(sent(answer.text)[-1].data["sampling_probabilities"]) == 3
 
 
-@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("streamed", [True, False])
 def test_a_generation_that_cannot_begin_is_a_problem_and_no_stream(
-    client: httpx.Client, stream: bool
+    client: httpx.Client, streamed: bool
 ) -> None:
-    body = {"state_id": "state-0", "stream": stream}
+    body = {"state_id": "state-0", "stream": streamed}
     assert_problem(client.post("/v1/generate/token", json=body), 404, "state-not-found")
     state_id = create(client, config={"context_size": 8})["state_id"]
     with nothing_recorded(client):
-        body = {"state_id": state_id, "max_tokens": 9, "stream": stream}
+        body = {"state_id": state_id, "max_tokens": 9, "stream": streamed}
         answer = client.post("/v1/generate/token", json=body)
     assert_problem(answer, 400, "invalid-input", "max_tokens")
 

@@ -1,19 +1,12 @@
 """What a server does while its engine is busy with something else for as long as a test likes."""
 
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
 
 import httpx
 import pytest
-import uvicorn
 
-from app import bootstrap
-from app.main import create_app
-from app.settings import Settings
 from infra.engine.engine import Engine
 from tests.app.api import (
     Json,
@@ -27,7 +20,7 @@ from tests.app.api import (
     ok,
     read,
 )
-from tests.support import free_port
+from tests.app.held import Gate, serving
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::litestar.utils.deprecation.LitestarDeprecationWarning"
@@ -110,19 +103,28 @@ def test_a_model_is_not_loaded_to_say_that_nothing_is_hot(database: Path) -> Non
         assert not ok(client.get("/v1/models"))[0]["loaded"]
 
 
-def test_a_client_that_leaves_before_its_first_token_gives_its_place_back(
+def test_continuations_count_as_many_and_come_alone_if_they_are_more_than_the_line_holds(
     served: tuple[httpx.Client, Engine],
 ) -> None:
     client, engine = served
-    state = create(client)["state_id"]
-    with Gate(engine) as gate:
+    first, second, third = (
+        {"state_id": create(client)["state_id"], "n": n, "max_tokens": 2} for n in (2, 2, 9)
+    )
+
+    def ask(wish: Json) -> httpx.Response:
+        return client.post("/v1/generate/multi", json=wish)
+
+    with Gate(engine) as gate, ThreadPoolExecutor(2) as pool:
         gate.reach()
-        with pytest.raises(httpx.ReadTimeout):
-            client.post(
-                "/v1/generate/token",
-                json={"state_id": state, "max_tokens": 4, "stream": True},
-                timeout=0.5,
-            )
-        eventually(lambda: metric(client, "requests_in_line") == 0)
+        waiting = pool.submit(ask, first)
+        eventually(lambda: metric(client, "requests_in_line") == 2)
+        for wish in (second, third):
+            assert_problem(ask(wish), 429, "queue-full")
+        single = pool.submit(generate, client, create(client)["state_id"], 1)
+        eventually(lambda: metric(client, "requests_in_line") == PLACES)
+        gate.open()
+        assert single.result()["version"] == 2
+        assert len(ok(waiting.result())["continuations"]) == 2
     eventually(lambda: is_idle(client))
-    assert ok(client.get(f"/v1/states/{state}"))["version"] == 1
+    assert len(ok(ask(third))["continuations"]) == 9
+    assert len(ok(ask(second))["continuations"]) == 2

@@ -1,5 +1,6 @@
 """``/v1/generate/multi``: a state continued in several ways at once, itself unmoved."""
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
 from typing import Any
 
@@ -127,13 +128,28 @@ def test_as_many_continuations_as_may_be_are_drawn_though_fewer_run_together(
     client: httpx.Client,
 ) -> None:
     state_id = create(client)["state_id"]
-    wish = {**HOT, "temperature": 5.0}
+    wish = {**HOT, "temperature": 5.0, "ignore_eos": True}
     continuations = multi(client, state_id, 128, 2, **wish)["continuations"]
     assert len(continuations) == 128
     assert {len(one["token_ids"]) for one in continuations} == {2}
     assert len({tuple(one["token_ids"]) for one in continuations}) > 64
     assert continuations[:3] == multi(client, state_id, 3, 2, **wish)["continuations"]
     assert is_idle(client)
+
+
+@each_wish
+def test_continuations_are_the_same_again_also_among_other_work(
+    client: httpx.Client, wish: Json
+) -> None:
+    state_id = create(client)["state_id"]
+    alone = multi(client, state_id, 4, 10, **wish)["continuations"]
+    others = [create(client)["state_id"] for _ in range(3)]
+    with ThreadPoolExecutor(5) as pool:
+        for number, other in enumerate(others):
+            pool.submit(generate, client, other, 40, seed=number, temperature=1.5)
+        pool.submit(multi, client, state_id, 12, 30, seed=9, temperature=1.5)
+        among = pool.submit(multi, client, state_id, 4, 10, **wish).result()["continuations"]
+    assert among == alone
 
 
 def test_a_single_continuation_can_be_asked_for(client: httpx.Client) -> None:

@@ -82,6 +82,53 @@ async def test_no_more_than_the_limit_hold_or_wait_whatever_their_key() -> None:
     assert turns.held == 0
 
 
+async def test_a_turn_may_count_for_several() -> None:
+    turns = Turns(5)
+    async with turns.turn("a", count=3):
+        assert turns.held == 3
+        with pytest.raises(QueueFull):
+            async with turns.turn("b", count=3):
+                pytest.fail("was let in")
+        async with turns.turn("b", count=2):
+            assert turns.held == 5
+        assert turns.held == 3
+    assert turns.held == 0
+
+
+async def test_a_turn_that_counts_for_more_than_the_limit_is_held_alone() -> None:
+    turns = Turns(3)
+    async with turns.turn("a", count=9):
+        assert turns.held == 9
+        with pytest.raises(QueueFull):
+            async with turns.turn("a"):
+                pytest.fail("was let in")
+    async with turns.turn("b"):
+        with pytest.raises(QueueFull):
+            async with turns.turn("a", count=9):
+                pytest.fail("was let in")
+    assert turns.held == 0
+
+
+async def test_turns_of_one_key_that_count_differently_are_given_back_as_they_were_taken() -> None:
+    turns = Turns(9)
+    ends = {count: asyncio.Event() for count in (2, 4, 1)}
+
+    async def work(count: int) -> None:
+        async with turns.turn("a", count=count):
+            await ends[count].wait()
+
+    tasks = {count: asyncio.create_task(work(count)) for count in ends}
+    await _settle()
+    assert turns.held == 7
+    tasks[4].cancel()
+    await _settle()
+    assert turns.held == 3
+    for end in ends.values():
+        end.set()
+    await asyncio.gather(*tasks.values(), return_exceptions=True)
+    assert turns.held == 0
+
+
 async def test_an_error_within_ends_the_turn_and_goes_on_to_the_caller() -> None:
     turns = Turns(2)
     with pytest.raises(ZeroDivisionError):
@@ -151,6 +198,7 @@ async def test_another_task_may_end_a_turn() -> None:
 STEPS = st.lists(
     st.tuples(st.sampled_from("sec"), st.integers(0, 7), st.sampled_from("ab")), max_size=30
 )
+"""Start (for as many as 1 + the number), end, or cancel (the one with the number); the key."""
 
 
 @settings(deadline=None)
@@ -166,8 +214,8 @@ async def _play(steps: list[tuple[str, int, str]]) -> None:
     within: dict[str, int] = {"a": 0, "b": 0}
     tasks: list[tuple[asyncio.Task[None], asyncio.Event]] = []
 
-    async def work(key: str, end: asyncio.Event) -> None:
-        async with turns.turn(key):
+    async def work(key: str, count: int, end: asyncio.Event) -> None:
+        async with turns.turn(key, count=count):
             within[key] += 1
             assert within[key] == 1
             try:
@@ -178,7 +226,8 @@ async def _play(steps: list[tuple[str, int, str]]) -> None:
     for what, index, key in steps:
         if what == "s":
             end = asyncio.Event()
-            tasks.append((asyncio.create_task(work(key, end)), end))
+            count = 1 + index % 3
+            tasks.append((asyncio.create_task(work(key, count, end)), end))
         elif tasks:
             task, end = tasks[index % len(tasks)]
             end.set() if what == "e" else task.cancel()

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from random import Random
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given, settings
@@ -64,16 +65,52 @@ def value(text: Sequence, position: int) -> object:
     return tuple(text.tokens[: position + 1])
 
 
+class Asked(NamedTuple):
+    """A generation or a search, or with ``first_wanted`` the scoring of a text."""
+
+    number: int
+    count: int
+    growth: int
+    first_wanted: int | None
+    private: bool
+    width: int
+    search: bool
+
+    def sequence(self) -> Sequence:
+        limit = self.count + self.growth
+        text = sequence(self.number, self.count, limit, private=self.private, width=self.width)
+        if self.first_wanted is None:
+            return text
+        wanted = min(self.first_wanted, self.count - 1)
+        return Sequence(text.tokens, limit, wanted, text.root, self.width)
+
+
+TEXTS = st.builds(
+    Asked,
+    number=st.integers(1, 3),
+    count=st.integers(1, 100),
+    growth=st.integers(0, 60),
+    first_wanted=st.integers(0, 99) | st.none(),
+    private=st.booleans(),
+    width=st.integers(1, 4),
+    search=st.booleans(),
+)
+
+PASSES = st.integers(0, 6)
+
+
 class Scheduling(RuleBasedStateMachine):
     """An engine without a model."""
 
     @initialize(
-        blocks=st.integers(2, 12),
+        blocks=st.integers(2, 12) | st.integers(8, 30),
         host_slots=st.integers(0, 6),
-        max_sequences=st.integers(1, 5),
+        max_sequences=st.integers(1, 5) | st.integers(3, 8),
         max_rows=st.integers(1, 5) | st.integers(1, 80),
         beside_streams=st.integers(1, 5) | st.integers(1, 40),
         seed=st.integers(0, 99),
+        texts=st.lists(TEXTS, min_size=1, max_size=4),
+        passes=PASSES,
     )
     def start(
         self,
@@ -83,6 +120,8 @@ class Scheduling(RuleBasedStateMachine):
         max_rows: int,
         beside_streams: int,
         seed: int,
+        texts: list[Asked],
+        passes: int,
     ) -> None:
         self.random = Random(seed)
         self.pool = BlockPool(blocks, host_slots=host_slots)
@@ -102,41 +141,21 @@ class Scheduling(RuleBasedStateMachine):
         self.forked_at: dict[Sequence, int] = {}
         self.memory = Memory()
         self.content: dict[bytes, tuple[int, ...]] = {}
+        self.add(texts, passes)
 
-    @rule(
-        number=st.integers(1, 3),
-        count=st.integers(1, 100),
-        growth=st.integers(0, 60),
-        first_wanted=st.integers(0, 99) | st.none(),
-        private=st.booleans(),
-        width=st.integers(1, 4),
-        search=st.booleans(),
-    )
-    def add(
-        self,
-        number: int,
-        count: int,
-        growth: int,
-        first_wanted: int | None,
-        private: bool,
-        width: int,
-        search: bool,
-    ) -> None:
-        """A generation or a search, or with ``first_wanted`` the scoring of a given text."""
-        text = sequence(number, count, count + growth, private=private, width=width)
-        if first_wanted is not None:
-            wanted = min(first_wanted, count - 1)
-            text = Sequence(text.tokens, text.limit, wanted, text.root, width)
-        if self.scheduler.fits(text):
-            self.scheduler.add(text)
-            self.alive[text] = number
-            if search:
-                self.searches.add(text)
-        else:
-            assert (
-                width > self.max_sequences
-                or width * blocks_for(text.limit) > self.pool.capacity - 1
-            )
+    @rule(texts=st.lists(TEXTS, min_size=1, max_size=4), passes=PASSES)
+    def add(self, texts: list[Asked], passes: int) -> None:
+        for asked in texts:
+            text = asked.sequence()
+            if self.scheduler.fits(text):
+                self.scheduler.add(text)
+                self.alive[text] = asked.number
+                if asked.search:
+                    self.searches.add(text)
+            else:
+                blocks = text.width * blocks_for(text.limit)
+                assert text.width > self.max_sequences or blocks > self.pool.capacity - 1
+        self.steps(passes)
 
     @precondition(lambda self: self.forkable())
     @rule(
@@ -145,9 +164,16 @@ class Scheduling(RuleBasedStateMachine):
         more=st.integers(0, 50),
         wanted=st.integers(0, 20) | st.none(),
         replace=st.booleans(),
+        passes=PASSES,
     )
     def fork(
-        self, data: st.DataObject, number: int, more: int, wanted: int | None, replace: bool
+        self,
+        data: st.DataObject,
+        number: int,
+        more: int,
+        wanted: int | None,
+        replace: bool,
+        passes: int,
     ) -> None:
         """Go on as the parent did or as others do, from anywhere in what the parent computed."""
         parent = data.draw(st.sampled_from(self.forkable()))
@@ -168,6 +194,7 @@ class Scheduling(RuleBasedStateMachine):
                 self.scheduler.fork(parent, at, tokens, first_wanted)
         self.go_on()
         self.unserved.clear()
+        self.steps(passes)
 
     def forkable(self) -> list[Sequence]:
         """Who may be forked or replaced."""
@@ -187,19 +214,16 @@ class Scheduling(RuleBasedStateMachine):
         assert child.tokens[: child.computed] == parent.tokens[: child.computed]
 
     @precondition(lambda self: self.alive)
-    @rule(data=st.data())
-    def cancel(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), with_its_forks=st.booleans())
+    def cancel(self, data: st.DataObject, with_its_forks: bool) -> None:
         text = data.draw(st.sampled_from(list(self.alive)))
-        self.end(text)
+        if with_its_forks:
+            self.end_group(text.origin)
+        else:
+            self.end(text)
         self.scheduler.remove(text)  # twice does nothing
         self.unserved.clear()  # others may have waited for what it computed
         self.go_on()
-
-    @precondition(lambda self: self.alive)
-    @rule(data=st.data())
-    def cancel_group(self, data: st.DataObject) -> None:
-        self.end_group(data.draw(st.sampled_from(list(self.alive))).origin)
-        self.unserved.clear()
 
     @rule()
     def forget(self) -> None:
@@ -207,7 +231,11 @@ class Scheduling(RuleBasedStateMachine):
         assert self.pool.cached <= self.pool.held
         assert len(self.pool.host) == 0
 
-    @rule()
+    @rule(passes=PASSES)
+    def steps(self, passes: int) -> None:
+        for _ in range(passes):
+            self.step()
+
     def step(self) -> None:
         slices = self.plan()
         self.scheduler.commit(slices)
