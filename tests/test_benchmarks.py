@@ -17,7 +17,7 @@ from benchmarks.table import as_json, cells, show
 from benchmarks.workload import Sizes
 
 TINY: Final = Sizes(
-    shape={"n_layer": 2, "n_embd": 64, "n_head": 2, "vocab_size": 1024, "n_positions": 1024},
+    shape={"n_layer": 2, "n_embd": 64, "n_head": 2, "vocab_size": 4096, "n_positions": 1024},
     prompt=4,
     new=6,
     streams=(1, 2),
@@ -30,7 +30,7 @@ TINY: Final = Sizes(
     branch_new=8,
     rebuilt=40,
     arriving=60,
-    running=2,
+    running=6,
     running_new=900,
     fork_requests=2,
     departures=2,
@@ -97,7 +97,7 @@ def test_forks_are_counted_as_holding_what_they_hold(parts: dict[str, list[Measu
 
 
 def test_the_longest_gap_is_the_longest(parts: dict[str, list[Measured]]) -> None:
-    gaps = [row(parts, f"{name} gap in 2 streams").ours for name in ("median", "p99", "longest")]
+    gaps = [row(parts, f"{name} gap in 6 streams").ours for name in ("median", "p99", "longest")]
     assert all(a <= b <= c for a, b, c in zip(*gaps, strict=True))
 
 

@@ -3,9 +3,9 @@
 import asyncio
 import random
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,12 +14,12 @@ import httpx
 import pytest
 
 from app import bootstrap
-from app.operations import states
 from app.service import Call, Service
 from app.settings import Settings
 from domain.config import ConfigChanges
-from domain.ids import StateId
+from domain.events import ConfigChanged
 from infra.engine.engine import Engine
+from tests import builders
 from tests.app.api import (
     LONG_TEXT,
     OPENING,
@@ -38,6 +38,7 @@ from tests.app.api import (
     tokens_of,
 )
 from tests.app.held import Gate, serving
+from tests.builders import append, created
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::litestar.utils.deprecation.LitestarDeprecationWarning"
@@ -258,49 +259,32 @@ def test_a_stream_that_was_left_and_one_that_was_not_draw_the_same_from_then_on(
 # left as the answer is written
 
 
-@pytest.fixture
-async def service(database: Path) -> AsyncIterator[Service]:
-    settings = Settings(model_name="cacher-tiny", database=str(database), threads=1)
-    bootstrap.migrate(settings)
-    async with bootstrap.open_service(settings) as opened:
-        yield opened
-
-
 async def test_who_leaves_while_an_event_is_written_leaves_a_state_that_goes_on_from_it(
-    service: Service, database: Path
+    database: Path,
 ) -> None:
+    settings = Settings(model_name="cacher-tiny", database=str(database))
+    bootstrap.migrate(settings)
     call = Call(actor="client", request_id="request")
-    (begun,) = await states.create(
-        service,
-        call,
-        model_id=service.default_model,
-        content=states.Content(OPENING, None),
-        changes=ConfigChanges(),
-        metadata={},
-    )
-    with closing(sqlite3.connect(database, isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")  # the log's writer waits for it
-        change = ConfigChanges(top_k=3)
-        leaving = asyncio.create_task(states.change_config(service, call, begun.state_id, change))
-        await _until_written(service, 1)
-        leaving.cancel()
-        await asyncio.sleep(0)
-        other.execute("ROLLBACK")
-        with suppress(asyncio.CancelledError):
-            await leaving
-    await _until_written(service, 0)
-    assert leaving.cancelled()
-    await _assert_at(service, begun.state_id, 2)
-    (after,) = await states.change_config(service, call, begun.state_id, ConfigChanges(top_k=4))
-    assert after.version == 3
+    change = ConfigChanged(changes=ConfigChanges(top_k=3))
+    async with bootstrap.open_service(settings) as service:
+        await service.append(call, [append(created())])
+        with closing(sqlite3.connect(database, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")  # the log's writer waits for it
+            leaving = asyncio.create_task(service.append(call, [append(change, 1)]))
+            await _until_waiting(service, 1)
+            leaving.cancel()
+            await asyncio.sleep(0)
+            other.execute("ROLLBACK")
+            await asyncio.wait((leaving,))
+        await _until_waiting(service, 0)
+        assert leaving.cancelled()
+        assert len(await service.log.state_rows(builders.state_id())) == 2
+        assert (await service.live(builders.state_id())).version == 2
+        (after,) = await service.append(call, [append(change, 2)])
+        assert after.version == 3
 
 
-async def _until_written(service: Service, waiting: int) -> None:
+async def _until_waiting(service: Service, count: int) -> None:
+    """Wait until so many appends are not answered yet."""
     writer = service.log._writer  # type: ignore[attr-defined]
-    await asyncio.to_thread(eventually, lambda: writer._unanswered == waiting)
-
-
-async def _assert_at(service: Service, state_id: StateId, version: int) -> None:
-    assert len(await service.log.state_rows(state_id)) == version
-    assert (await service.live(state_id)).version == version
-    assert service.turns.held == 0
+    await asyncio.to_thread(eventually, lambda: writer._unanswered == count)

@@ -43,7 +43,7 @@ GENERATED_FIELDS = {
     "version",
     "head_position",
 }
-HOT = {"temperature": 1.0, "top_p": 1.0, "seed": 3}
+HOT: Json = {"temperature": 1.0, "top_p": 1.0, "seed": 3}
 FILTERED: Json = {"temperature": 2.0, "seed": 3, "min_p": 0.01, "typical_p": 0.95}
 PENALIZED: Json = {
     "repetition_penalty": 1.3,

@@ -92,15 +92,17 @@ class Asked:
         )
 
     def items(self, *, resuming: bool = False) -> Items:
-        data = decode(self._body, GenerateMulti if self._several else GenerateTokens)
-        wish = Wish(state_id=data.state_id, generation=data, streamed=True, resuming=resuming)
-        if isinstance(data, GenerateMulti):
-            return generate_multi(self._service, self._call, wish, data.n)
-        return generate(self._service, self._call, wish)
+        if self._several:
+            several = decode(self._body, GenerateMulti)
+            return generate_multi(
+                self._service, self._call, _wish(several, resuming=resuming), several.n
+            )
+        single = decode(self._body, GenerateTokens)
+        return generate(self._service, self._call, _wish(single, resuming=resuming))
 
     async def take(self, count: int, *, resuming: bool = False) -> list[StreamedToken]:
         """The first ``count`` tokens; then the client leaves."""
-        taken = []
+        taken: list[StreamedToken] = []
         async with aclosing(self.items(resuming=resuming)) as items:
             while len(taken) < count:
                 item = await anext(items)
@@ -112,6 +114,10 @@ class Asked:
         *tokens, made = [item async for item in self.items(resuming=resuming)]
         assert isinstance(made, tuple)
         return [one for one in tokens if isinstance(one, StreamedToken)], made
+
+
+def _wish(data: GenerateTokens | GenerateMulti, *, resuming: bool) -> Wish:
+    return Wish(state_id=data.state_id, generation=data, streamed=True, resuming=resuming)
 
 
 async def begin(service: Service, text: str = OPENING, **config: Any) -> StateId:
@@ -414,7 +420,7 @@ def test_a_client_that_repeats_its_request_gets_what_was_recorded_and_may_resume
     assert [*cut.received, *rest[:-1]] == tokens
 
 
-def test_a_client_that_left_before_the_first_token_gets_the_whole_stream_of_the_same_seed(
+def test_a_client_that_left_before_the_first_token_gets_the_whole_stream(
     held: Held,
 ) -> None:
     state_id = create(held.client)["state_id"]

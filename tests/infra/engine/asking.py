@@ -5,7 +5,7 @@ from typing import Any
 
 from domain.config import GenerationParameters, SamplingParameters
 from domain.ids import TokenId
-from domain.work import Drawing, GenerationRequest, Redraw, Step
+from domain.work import Drawing, GenerationRequest, Redraw, Scored, ScoreRequest, Step
 from infra.engine.language_model import TransformersModel
 
 WARM = SamplingParameters(temperature=0.9, top_k=40, top_p=0.95)
@@ -38,6 +38,19 @@ def request(
 async def steps(model: TransformersModel, asked: GenerationRequest) -> list[Step]:
     """Every step of a generation."""
     return [step async for step in model.generate(asked)]
+
+
+async def score(
+    model: TransformersModel,
+    tokens: Sequence[int],
+    start: int,
+    *redraws: Redraw,
+    private: bool = False,
+) -> Scored:
+    """The scores of one text from ``start`` on."""
+    asked = ScoreRequest(tokens=tuple(map(TokenId, tokens)), start=start, redraws=redraws)
+    (scored,) = await model.score([asked], private=private)
+    return scored
 
 
 def tokens_of(made: Sequence[Step]) -> list[int]:

@@ -14,7 +14,7 @@ from infra.engine.engine import Engine
 from infra.engine.language_model import TransformersModel
 from infra.engine.sampler import digest, draw, measure
 from tests.infra.engine import small_models
-from tests.infra.engine.asking import GREEDY, redraw, request, steps, tokens_of
+from tests.infra.engine.asking import GREEDY, redraw, request, score, steps, tokens_of
 from tests.infra.engine.bench import text
 
 PROMPT = text(0, 70)
@@ -73,7 +73,7 @@ async def test_scoring_gives_what_was_recorded_when_the_tokens_were_drawn(
 ) -> None:
     made = await steps(tiny, request(PROMPT, 30))
     whole = [*PROMPT, *tokens_of(made)]
-    scored = await tiny.score([TokenId(t) for t in whole], len(PROMPT))
+    scored = await score(tiny, whole, len(PROMPT))
     drawn = [step.drawn for step in made]
     assert scored.scores.logits_digests == tuple(d.logits_digest for d in drawn)
     assert scored.scores.logprobs == tuple(d.logprob for d in drawn)
@@ -90,12 +90,12 @@ async def test_private_scoring_recomputes_everything_and_redraws_the_tokens(
     whole = [TokenId(t) for t in (*PROMPT, *tokens_of(made))]
     before = tiny.counters()
     assert tiny.tokens_hot(whole) >= 64
-    scored = await tiny.score(whole, 70, redraws=[redraw(70, 30, asked)], private=True)
+    scored = await score(tiny, whole, 70, redraw(70, 30, asked), private=True)
     assert scored.redrawn == tuple(step.drawn for step in made)
     assert (scored.tokens_reused, scored.tokens_computed) == (0, 100)
     assert tiny.counters() == before
     await tiny.forget()
-    await tiny.score(whole, 70, private=True)
+    await score(tiny, whole, 70, private=True)
     assert tiny.counters().blocks_cached == tiny.tokens_hot(whole) == 0
 
 
@@ -103,7 +103,7 @@ async def test_a_redraw_with_another_seed_draws_other_tokens(tiny: TransformersM
     made = await steps(tiny, request(PROMPT, 20, seed=1))
     whole = [TokenId(t) for t in (*PROMPT, *tokens_of(made))]
     other = redraw(70, 20, request(PROMPT, 20, seed=2))
-    scored = await tiny.score(whole, 70, redraws=[other], private=True)
+    scored = await score(tiny, whole, 70, other, private=True)
     assert [d.token_id for d in scored.redrawn] != tokens_of(made)
     assert [d.logits_digest for d in scored.redrawn] == [s.drawn.logits_digest for s in made]
 
@@ -115,7 +115,7 @@ async def test_redraws_with_a_gap_answer_for_their_positions_alone(
     made = await steps(tiny, asked)
     whole = [TokenId(t) for t in (*PROMPT, *tokens_of(made))]
     redraws = [redraw(71, 3, asked), redraw(78, 2, asked)]
-    scored = await tiny.score(whole, 1, redraws=redraws)
+    scored = await score(tiny, whole, 1, *redraws)
     assert len(scored.scores.logprobs) == len(whole) - 1
     assert scored.redrawn == tuple(made[i].drawn for i in (1, 2, 3, 8, 9))
 
@@ -125,15 +125,15 @@ async def test_a_corrupted_hot_block_misleads_shared_scoring_but_not_private(
 ) -> None:
     await tiny.forget()
     tokens = [TokenId(t) for t in text(9, 80)]
-    honest = await tiny.score(tokens, 70)
+    honest = await score(tiny, tokens, 70)
     store = tiny._runner.executor.store
     (block,) = tiny._runner.pool.match(_keys(tiny, tokens)[:1])
     tiny._runner.pool.release([block])
     store.k[:, block] += 1
-    misled = await tiny.score(tokens, 70)
-    private = await tiny.score(tokens, 70, private=True)
+    misled = await score(tiny, tokens, 70)
+    private = await score(tiny, tokens, 70, private=True)
     await tiny.forget()
-    healed = await tiny.score(tokens, 70)
+    healed = await score(tiny, tokens, 70)
     assert misled.tokens_reused == 64
     assert misled.scores.logits_digests != honest.scores.logits_digests
     assert private.scores == honest.scores

@@ -6,12 +6,11 @@ from random import Random
 
 import pytest
 
-from domain.ids import TokenId
-from domain.work import Redraw, Scored
+from domain.work import Redraw
 from infra.engine.engine import Engine
 from infra.engine.language_model import TransformersModel
 from tests.infra.engine import small_models
-from tests.infra.engine.asking import WARM, drawing, request, steps
+from tests.infra.engine.asking import WARM, drawing, request, score, steps
 from tests.infra.engine.bench import text
 from tests.infra.engine.small_models import CONTEXT
 
@@ -127,7 +126,7 @@ async def test_a_job_that_fails_fails_alone(roomy: TransformersModel) -> None:
     expected = await steps(roomy, asked)
     broken = Redraw(start=30, stop=31, drawing=drawing(WARM, seed=-1))  # no random numbers for it
     failed, made = await asyncio.gather(
-        score(roomy, text(5, 40), broken), steps(roomy, asked), return_exceptions=True
+        score(roomy, text(5, 40), 1, broken), steps(roomy, asked), return_exceptions=True
     )
     assert isinstance(failed, ValueError)
     assert made == expected
@@ -140,10 +139,6 @@ async def test_a_forward_pass_that_fails_does_not_stop_the_engine(
     asked = request(text(4, 40), 20)
     expected = await steps(roomy, asked)
     with pytest.raises(IndexError):
-        await score(roomy, [*text(6, 40), 1_000_000, 3])  # the model has no such token
+        await score(roomy, [*text(6, 40), 1_000_000, 3], 1)  # the model has no such token
     await assert_nothing_is_held(roomy)
     assert await steps(roomy, asked) == expected
-
-
-async def score(model: TransformersModel, tokens: list[int], *redraws: Redraw) -> Scored:
-    return await model.score([TokenId(token) for token in tokens], 1, redraws=redraws)

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from domain.ids import TokenId
-from domain.work import Drawn, Redraw, Scored, Step
+from domain.work import Drawn, Redraw, Scored, ScoreRequest, Step
 from infra.engine import sampler
 from infra.engine.blake2b import LANES
+from infra.engine.constraints import Constraints
 from infra.engine.generating import Generation
 from infra.engine.recorder import Recorder, Recording
 from infra.engine.sampler import Row
@@ -158,8 +159,10 @@ def generation(tokenizer: Tokenizer) -> Generate:
         delivered: list[Any] = []
         job = Generation(
             request(PROMPT, count),
+            0,
             root=ROOT,
             tokenizer=tokenizer,
+            constraints=Constraints(tokenizer, 1024, frozenset()),
             eos_token_ids=frozenset(),
             deliver=delivered.append,
             recorder=recorder,
@@ -233,16 +236,23 @@ def record_and_score(
         run(bench, job)
         found: list[Any] = []
         scoring = Scoring(
-            [TokenId(token) for token in job.text.tokens],
-            len(PROMPT),
+            [
+                ScoreRequest(
+                    tokens=tuple(map(TokenId, job.text.tokens)),
+                    start=len(PROMPT),
+                    redraws=(ask(len(PROMPT), 12, request(PROMPT, 12)),),
+                )
+            ],
             root=None,
-            redraws=[ask(len(PROMPT), 12, request(PROMPT, 12))],
+            scheduler=bench.runner.scheduler,
             tokenizer=tokenizer,
+            constraints=Constraints(tokenizer, 1024, frozenset()),
+            eos_token_ids=frozenset(),
             deliver=found.append,
             recorder=recorder,
         )
         run(bench, scoring)
-    (scored,) = found
+    ((scored,),) = found
     return delivered[:-1], scored
 
 
