@@ -5,7 +5,6 @@ import contextlib
 import functools
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, Final, TypeVar
 
 import torch
@@ -201,21 +200,11 @@ class TransformersModel:
     async def score(
         self, requests: Sequence[ScoreRequest], *, private: bool = False
     ) -> list[Scored]:
-        """Score texts at prefill speed; see the port.
-
-        Private ones are one job, which shares among them what it computes. Others find each
-        other's blocks anyway, and take places as they come.
-        """
-        if private and requests:
-            return await self._score(requests, root=None)
-        scored = [self._score([request], root=self._root) for request in requests]
-        return list(chain.from_iterable(await asyncio.gather(*scored)))
-
-    async def _score(self, requests: Sequence[ScoreRequest], *, root: bytes | None) -> list[Scored]:
+        """Score texts at prefill speed, together; see the port."""
         inbox: asyncio.Queue[list[Scored] | Exception] = asyncio.Queue()
         job = Scoring(
             requests,
-            root=root,
+            root=None if private else self._root,
             scheduler=self._runner.scheduler,
             tokenizer=self._tokenizer,
             constraints=self._constraints,

@@ -109,7 +109,7 @@ async def test_cancelling_tasks_at_random_moments_leaves_nothing_behind(
                 moment.set()
 
     tasks = [asyncio.create_task(generate(i)) for i in range(5)]
-    tasks.append(asyncio.create_task(score(cramped, text(60, 150))))
+    tasks.append(asyncio.create_task(score(cramped, text(60, 150), 1)))
     await moment.wait()
     for task in random.sample(tasks, len(tasks)):
         task.cancel()
