@@ -26,6 +26,12 @@ Candidates = tuple[Candidate, ...]
 """The likeliest tokens of one row, likeliest first, ties by lower id; every logprob is finite."""
 
 
+def ends_of(parameters: BeamParameters, eos_token_ids: frozenset[TokenId]) -> frozenset[TokenId]:
+    """All tokens that end a text of a beam search."""
+    eos = frozenset() if parameters.ignore_eos else eos_token_ids
+    return eos | frozenset(parameters.stop_token_ids)
+
+
 def candidates_needed(parameters: BeamParameters, eos_count: int) -> int:
     """How many candidates of each row decide the search, where ``eos_count`` tokens end a text.
 

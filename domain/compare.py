@@ -5,9 +5,8 @@ from typing import Any
 
 from msgspec import Struct
 
-from domain.beams import BeamSearch, Candidates
+from domain.beams import BeamSearch, Candidates, ends_of
 from domain.chain import blobs_digest
-from domain.config import BeamParameters
 from domain.events import BeamsGenerated, BeamStep, Continuation, Recorded, Scores, TokensGenerated
 from domain.fingerprint import Fingerprint
 from domain.ids import Position, TokenId
@@ -143,12 +142,6 @@ def _compare_search(
         if (found := _compare_step(recorded, index, told, step)) is not None:
             return found
     return _compare_found(recorded, event, search)
-
-
-def ends_of(parameters: BeamParameters, eos_token_ids: frozenset[TokenId]) -> frozenset[TokenId]:
-    """All tokens that end a text of a beam search."""
-    eos = frozenset() if parameters.ignore_eos else eos_token_ids
-    return eos | frozenset(parameters.stop_token_ids)
 
 
 def _rows(

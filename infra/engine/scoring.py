@@ -6,7 +6,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Final, NamedTuple
 
-from domain.beams import Candidates, candidates_needed
+from domain.beams import Candidates, candidates_needed, ends_of
 from domain.config import BeamParameters
 from domain.events import Scores
 from domain.ids import TokenId
@@ -247,8 +247,7 @@ class _Choices:
         asked: BeamParameters,
         eos_token_ids: frozenset[TokenId],
     ) -> None:
-        eos = {*asked.stop_token_ids, *(() if asked.ignore_eos else eos_token_ids)}
-        self._count = candidates_needed(asked, len(eos))
+        self._count = candidates_needed(asked, len(ends_of(asked, eos_token_ids)))
         self._tokens = tokens
         self._asked = asked
         self._processors: Processors | None = None

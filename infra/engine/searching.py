@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from domain.beams import BeamSearch, Candidate, Candidates, candidates_needed
+from domain.beams import BeamSearch, Candidate, Candidates, candidates_needed, ends_of
 from domain.events import Beam, BeamStep, Scores
 from domain.ids import TokenId
 from domain.work import BeamRequest, BeamsFound
@@ -63,10 +63,10 @@ class Search:
             root=root,
             width=asked.num_beams,
         )
-        eos = frozenset(asked.stop_token_ids) | (set() if asked.ignore_eos else eos_token_ids)
+        ends = ends_of(asked, eos_token_ids)
         self._before = request.tokens
-        self._search = BeamSearch(asked, eos_token_ids=eos, max_new=request.max_new)
-        self._count = candidates_needed(asked, len(eos))
+        self._search = BeamSearch(asked, eos_token_ids=ends, max_new=request.max_new)
+        self._count = candidates_needed(asked, len(ends))
         self._scheduler = scheduler
         self._tokenizer = tokenizer
         self._beams = [self.text]

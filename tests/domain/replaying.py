@@ -11,7 +11,7 @@ import msgspec
 from hypothesis import strategies as st
 
 from domain import compare
-from domain.beams import BeamSearch, Candidate, Candidates, candidates_needed
+from domain.beams import BeamSearch, Candidate, Candidates, candidates_needed, ends_of
 from domain.chain import blobs_digest
 from domain.config import (
     BeamParameters,
@@ -306,7 +306,7 @@ class Story:
         held, room = self.state.content.tokens, self.state.room
         search = BeamSearch(
             parameters,
-            eos_token_ids=compare.ends_of(parameters, EOS),
+            eos_token_ids=ends_of(parameters, EOS),
             max_new=min(parameters.max_tokens, room),
         )
         running: list[Tokens] = [()]

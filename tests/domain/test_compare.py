@@ -9,6 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from domain import compare
+from domain.beams import ends_of
 from domain.config import Constraint
 from domain.events import (
     BeamsGenerated,
@@ -408,8 +409,8 @@ def test_a_changed_parameter_of_a_search_is_found(path: Path, value: Any) -> Non
 
 def test_the_ends_of_a_search_are_eos_and_its_stop_tokens() -> None:
     asked = beams(stop_token_ids=(TokenId(7),))
-    assert compare.ends_of(asked, EOS) == {0, 7}
-    assert compare.ends_of(beams(ignore_eos=True), EOS) == set()
+    assert ends_of(asked, EOS) == {0, 7}
+    assert ends_of(beams(ignore_eos=True), EOS) == set()
 
 
 # given a history of another machine / when it is executed here / then

@@ -117,7 +117,7 @@ def test_verify_of_a_clean_log_exits_with_0_and_prints_its_head(log: Log) -> Non
     result = run("verify", "--database", log.database)
     assert result.exit_code == 0, result.stderr
     first, second = result.stdout.splitlines()
-    assert first.startswith(f"equal: {len(log.positions)} events of 5 states, ")
+    assert first.startswith(f"equal: {len(log.positions)} events of 11 states, ")
     assert second == f"head {head_of(log.database)}"
 
 
