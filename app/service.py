@@ -1,5 +1,6 @@
 """What every operation stands on: the log, the models, time, chance, and states in memory."""
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -104,30 +105,42 @@ class Service:
     async def append(
         self, call: Call, appends: Sequence[Append], *, replaces: bool = False
     ) -> tuple[Recorded, ...]:
-        """Record events and keep the states they lead to. Not interrupted by cancellation.
+        """Record events and keep the states they lead to.
 
-        ``replaces``: they are what the call's ``Idempotency-Key`` stands for from now on.
+        A caller that is cancelled ends when both are done, and its turn with it. ``replaces``:
+        they are what the call's ``Idempotency-Key`` stands for from now on.
         """
+        recording = asyncio.ensure_future(self._record(call, appends, replaces=replaces))
+        with anyio.CancelScope(shield=True):  # from scopes; what cancels the task alone is awaited
+            try:
+                await asyncio.shield(recording)
+            except asyncio.CancelledError:
+                await asyncio.wait((recording,))
+                raise
+        return recording.result()
+
+    async def _record(
+        self, call: Call, appends: Sequence[Append], *, replaces: bool
+    ) -> tuple[Recorded, ...]:
         provenance = Provenance(
             actor=call.actor, request_id=call.request_id, recorded_at=self.surroundings.now()
         )
-        with anyio.CancelScope(shield=True):
-            try:
-                recorded = await self.log.append(
-                    appends,
-                    provenance=provenance,
-                    idempotency=call.idempotency,
-                    replaces=replaces,
-                )
-            except VersionConflict as conflict:
-                self._folds.pop(conflict.facts["state_id"], None)
-                raise
-            for event in recorded:
-                before = self._folds.get(event.state_id)
-                if (before.version if before else 0) == event.version - 1:
-                    self._keep(evolve(before, event))
-                else:
-                    self._missed += 1
+        try:
+            recorded = await self.log.append(
+                appends,
+                provenance=provenance,
+                idempotency=call.idempotency,
+                replaces=replaces,
+            )
+        except VersionConflict as conflict:
+            self._folds.pop(conflict.facts["state_id"], None)
+            raise
+        for event in recorded:
+            before = self._folds.get(event.state_id)
+            if (before.version if before else 0) == event.version - 1:
+                self._keep(evolve(before, event))
+            else:
+                self._missed += 1
         return recorded
 
     @asynccontextmanager

@@ -175,7 +175,8 @@ class NothingToResume(Conflict):
     def __init__(self, key: str) -> None:
         super().__init__(
             f"no stream with the Idempotency-Key {key!r} is known; send the request without"
-            " Last-Event-ID to begin one"
+            " Last-Event-ID to begin one",
+            idempotency_key=key,
         )
 
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from domain.errors import Refusal
 from infra.engine import sampler
 from infra.engine.blake2b import LANES
 from infra.engine.sampler import Row
@@ -131,5 +132,6 @@ class Recording:
         """On the recorder's thread: deliver an error, and nothing after it."""
         if not self._ended:
             self._ended = True
-            logger.error("a job failed", exc_info=error)
+            if not isinstance(error, Refusal):
+                logger.error("a job failed", exc_info=error)
             self._deliver(error)

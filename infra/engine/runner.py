@@ -2,6 +2,7 @@
 
 import logging
 
+from domain.errors import Refusal
 from infra.engine.blocks import BlockPool
 from infra.engine.executor import Executor
 from infra.engine.jobs import Job
@@ -93,6 +94,8 @@ class Runner:
             if job.accept(sequence, position, row):
                 self.drop(job)
                 job.finish()
+        except Refusal as refusal:  # what was asked for cannot be done: nothing has failed
+            self._fail(job, refusal)
         except Exception as error:
             logger.exception("a job failed")
             self._fail(job, error)
