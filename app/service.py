@@ -17,6 +17,7 @@ from domain.events import Recorded, decode
 from domain.ids import ModelId, Seed, StateId, Version
 from domain.ports import Append, EventLog, Idempotency, Models, Provenance
 from domain.state import Live, State, evolve, fold
+from domain.work import BeamsFound
 
 MAX_FOLDS: Final = 256
 
@@ -63,6 +64,7 @@ class Service:
         self.verifications = Turns(1)
         self._answers = Turns(max_queue)
         self.stopping: set[StateId] = set()
+        self.searches: dict[StateId, asyncio.Future[BeamsFound]] = {}
         self._folds: OrderedDict[StateId, State] = OrderedDict()
         # Events of states that were not in memory: what is being read meanwhile may be older.
         self._missed = 0

@@ -272,6 +272,8 @@ async def delete(service: Service, call: Call, state_id: StateId) -> tuple[Recor
             return remembered
         await _current(service, call, state_id)  # a refused deletion ends nothing
         service.stopping.add(state_id)
+        if searching := service.searches.get(state_id):
+            searching.cancel()
         try:
             async with service.turns.turn(state_id):
                 state = await _current(service, call, state_id)

@@ -283,7 +283,8 @@ class TransformersModel:
     def _start(self, job: Job) -> None:
         if not self._runner.scheduler.fits(job.text):
             raise TooLarge(
-                f"{job.text.width} texts of {job.text.limit} tokens do not fit the KV cache"
+                f"{job.text.width} texts of {job.text.limit} tokens do not fit the KV cache together:"
+                " ask for less, or raise CACHER_HOT_CACHE_BYTES"
             )
         self._engine.start(self._runner, job)
 

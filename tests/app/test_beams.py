@@ -14,11 +14,14 @@ from tests.app.api import (
     assert_verified,
     beams,
     create,
+    delete,
     events,
+    eventually,
     fork,
     forward,
     generate,
     is_idle,
+    metric,
     nothing_recorded,
     ok,
     read,
@@ -259,3 +262,18 @@ def test_every_bad_parameter_is_named_not_only_the_first(
 def unmoved(client: httpx.Client) -> str:
     state_id: str = create(client)["state_id"]
     return state_id
+
+
+def test_deleting_a_state_ends_the_search_that_runs_on_it(client: httpx.Client) -> None:
+    state_id = create(client)["state_id"]
+    body = {"state_id": state_id, "num_beams": 16, "max_length": 900, "ignore_eos": True}
+    with ThreadPoolExecutor(1) as pool:
+        searching = pool.submit(client.post, BEAM, json=body)
+        eventually(lambda: metric(client, "kv_sequences") >= 16)
+        delete(client, state_id)
+        assert_problem(searching.result(), 404, "state-deleted")
+    eventually(lambda: is_idle(client))
+    assert [event["type"] for event in events(client, state_id)] == [
+        "state_created",
+        "state_deleted",
+    ]
