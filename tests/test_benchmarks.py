@@ -1,6 +1,7 @@
 """The benchmarks run, on sizes so small that their figures say nothing."""
 
 import math
+import re
 from collections.abc import Iterator
 from typing import Final
 
@@ -10,11 +11,13 @@ import pytest
 from app.settings import from_environment
 from benchmarks.__main__ import PARTS, main, measure
 from benchmarks.bench import Bench
+from benchmarks.constraints import constrained
 from benchmarks.machine import describe
 from benchmarks.measured import Measured, Ratio, alternately
 from benchmarks.served import Served
 from benchmarks.table import as_json, cells, show
-from benchmarks.workload import Sizes
+from benchmarks.vocabulary import tokenizer
+from benchmarks.workload import GREEDY, Sizes
 
 TINY: Final = Sizes(
     shape={"n_layer": 2, "n_embd": 64, "n_head": 2, "vocab_size": 4096, "n_positions": 1024},
@@ -99,6 +102,36 @@ def test_forks_are_counted_as_holding_what_they_hold(parts: dict[str, list[Measu
 def test_the_longest_gap_is_the_longest(parts: dict[str, list[Measured]]) -> None:
     gaps = [row(parts, f"{name} gap in 6 streams").ours for name in ("median", "p99", "longest")]
     assert all(a <= b <= c for a, b, c in zip(*gaps, strict=True))
+
+
+def test_the_longest_departure_is_the_longest_and_none_is_left(
+    parts: dict[str, list[Measured]], bench: Bench
+) -> None:
+    median, longest = (
+        row(parts, f"{name} time from a disc").ours for name in ("median", "longest")
+    )
+    assert all(a <= b for a, b in zip(median, longest, strict=True))
+    assert bench.server().kv()["sequences"] == 0
+
+
+def test_what_is_measured_under_a_schema_is_held_to_it(bench: Bench) -> None:
+    client, texts = bench.server().client, {}
+    for how in (GREEDY, constrained("length")):
+        state_id = client.create(bench.prompt(4))
+        answer = client.post("/v1/generate/token", state_id=state_id, max_tokens=100, **how)
+        texts["constraint" in how] = answer["text"]
+    beginning = re.compile(r'\[\{"length": "[^"]{0,20}(", "count": \d|$)')
+    assert beginning.match(texts[True])
+    assert not beginning.match(texts[False])
+
+
+@pytest.mark.parametrize("size", [256, 5000])
+def test_the_tokenizer_has_as_many_tokens_as_asked_for_and_every_byte(size: int) -> None:
+    made, text = tokenizer(size), "Grüße, 12 \U0001f642\n"
+    ids = made.encode(text)
+    assert len(made) == size
+    assert made.decode(ids) == text
+    assert len(ids) == len(text.encode())
 
 
 def test_the_table_and_the_json_hold_every_row(
