@@ -62,6 +62,7 @@ class Service:
         self.default_config = default_config
         self.turns = Turns(max_queue)
         self.verifications = Turns(1)
+        self.streams = Turns(max_queue)
         self._answers = Turns(max_queue)
         self.stopping: set[StateId] = set()
         self.searches: dict[StateId, asyncio.Future[BeamsFound]] = {}

@@ -90,7 +90,7 @@ class StateConfig(SamplingParameters, frozen=True, kw_only=True, forbid_unknown_
     on_full: OnFull = "stop"
 
     @property
-    def slide(self) -> int:
+    def slide_count(self) -> int:
         """How many tokens are let go of when a full state slides: half of what it may hold."""
         return -(-self.context_size // 2)
 

@@ -170,7 +170,7 @@ def compare_slide(occurrence: Occurrence) -> Divergence | None:
     if not isinstance(event, ContextSlid) or before is None:
         return None
     config = before.config
-    allowed = config.slide if config.on_full == "slide" else 0
+    allowed = config.slide_count if config.on_full == "slide" else 0
     if event.dropped != allowed:
         return divergence(recorded, "dropped", event.dropped, allowed)
     following = occurrence.following and occurrence.following.event

@@ -134,7 +134,7 @@ def slide(state: Live) -> ContextSlid | None:
 
     What is then left is no more than that again: one slide is all there is before new tokens.
     """
-    count = state.config.slide
+    count = state.config.slide_count
     if state.config.on_full == "stop" or state.head_position <= count:
         return None
     return ContextSlid(dropped=count)

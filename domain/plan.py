@@ -41,7 +41,13 @@ P = TypeVar("P", bound=LogitsParameters)
 DEFAULT_MAX_TOKENS: Final = 16
 
 MAX_DRAWN: Final = 32_768
-"""Tokens that one request may draw, over all its branches: they are recorded in one event."""
+"""Tokens that one request may draw, over all its branches: they are recorded together."""
+
+MAX_KEPT_BYTES: Final = 256 << 20
+"""Logits that may be kept of them, before they are compressed."""
+
+MAX_SLIDES: Final = 64
+"""How often a state may slide in one request: each slide is an event, with a text after it."""
 
 
 class ConstraintWish(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -107,12 +113,13 @@ def plan_generation(state: Live, wish: GenerationWish, fresh_seed: Seed) -> Gene
     """Resolve what a generation will do; ``fresh_seed`` is used where the seed is null.
 
     Raises:
-        InvalidInput: more tokens than the context could ever hold, or than may be recorded.
+        InvalidInput: more tokens than the context can hold, with as much sliding as may be.
     """
     config = state.config
-    most = MAX_DRAWN if config.on_full == "slide" else min(MAX_DRAWN, config.context_size)
+    most, why = config.context_size, "the context_size"
+    if config.on_full == "slide":
+        most, why = MAX_SLIDES * config.slide_count, f"what {MAX_SLIDES} slides make room for"
     if wish.max_tokens > most:
-        why = "the context_size" if most == config.context_size else "what one request may draw"
         raise invalid("max_tokens", f"must be at most {most}, {why}")
     seed = _given(wish.seed, config.seed)
     return GenerationPlan(
@@ -129,14 +136,25 @@ def plan_generation(state: Live, wish: GenerationWish, fresh_seed: Seed) -> Gene
     )
 
 
-def check_branches(branches: int, max_tokens: int) -> None:
-    """Refuse continuations with more tokens than can be recorded together.
+def check_kept(
+    config: StateConfig, parameters: GenerationParameters, branches: int, *, vocabulary_size: int
+) -> None:
+    """Refuse more tokens than can be recorded together with what is kept of each.
 
     Raises:
         InvalidInput: too many tokens.
     """
-    if branches * max_tokens > MAX_DRAWN:
-        raise invalid("max_tokens", f"must be at most {MAX_DRAWN // branches} for n = {branches}")
+    a_token = {
+        "none": 0,
+        "top_k": 8 * config.top_k_logits,
+        "full": 4 * vocabulary_size,
+    }[config.store_logits]
+    most = min(MAX_DRAWN, MAX_KEPT_BYTES // max(1, a_token)) // branches
+    if parameters.max_tokens > most:
+        raise invalid(
+            "max_tokens",
+            f"must be at most {most} for n = {branches} with store_logits {config.store_logits}",
+        )
 
 
 def plan_beams(state: Live, wish: BeamWish, max_beams: int) -> BeamParameters:

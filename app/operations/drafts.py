@@ -67,7 +67,7 @@ class TokensDraft:
     def request(self) -> GenerationRequest:
         """Asks for the next text, after the slide that makes room for it where one is needed."""
         if self._slides:
-            self._append(ContextSlid(dropped=self._state.config.slide))
+            self._append(ContextSlid(dropped=self._state.config.slide_count))
         state = self._state
         return GenerationRequest(
             tokens=state.content.tokens,
@@ -87,7 +87,7 @@ class TokensDraft:
         """The text that is being drawn ends here, for a reason of its own or ``cancelled``."""
         state, steps, self._steps = self._state, self._steps, []
         cancelled = cancelled and len(steps) < self._left
-        drawn = _continuation(steps, _finish_reason(steps, state.room, cancelled=cancelled))
+        drawn = _continuation(steps, _finish_reason(steps, cancelled=cancelled))
         logits = _logits(steps)
         event = TokensGenerated(
             parameters=self._plan.parameters,
@@ -106,6 +106,13 @@ class TokensDraft:
         self._prior += drawn.content.tokens
         self._said += drawn.content.text
         self._ended = event.finish_reason != "context_full" or not self._slides
+
+    def cancel(self) -> None:
+        """The call is cut off here, which may be where a full state was about to slide."""
+        self.close(cancelled=True)
+        if self.goes_on:
+            self.request()
+            self.close(cancelled=True)
 
     def _append(self, event: TokensGenerated | ContextSlid, logits: tuple[bytes, ...] = ()) -> None:
         model = None if isinstance(event, ContextSlid) else self._model
@@ -165,9 +172,7 @@ class ContinuationsDraft:
             continuations=tuple(
                 _continuation(
                     steps,
-                    _finish_reason(
-                        steps, state.room, cancelled=cancelled and not self.ended(branch)
-                    ),
+                    _finish_reason(steps, cancelled=cancelled and not self.ended(branch)),
                 )
                 for branch, steps in enumerate(self._steps)
             ),
@@ -205,13 +210,11 @@ def _drawing(state: Live, plan: GenerationPlan, prior: tuple[TokenId, ...] = ())
     )
 
 
-def _finish_reason(steps: Sequence[Step], room: int, *, cancelled: bool) -> FinishReason | None:
-    """Why a text ended; with no token at all since none fitted, or none was allowed."""
-    if steps:
-        return steps[-1].finish_reason or ("cancelled" if cancelled else None)
-    if cancelled:
-        return "cancelled"
-    return "constraint" if room else "context_full"
+def _finish_reason(steps: Sequence[Step], *, cancelled: bool) -> FinishReason | None:
+    """Why a text ended: one without a token since none fitted, if it was not cut off."""
+    if not steps:
+        return "cancelled" if cancelled else "context_full"
+    return steps[-1].finish_reason or ("cancelled" if cancelled else None)
 
 
 def _continuation(steps: Sequence[Step], finish_reason: FinishReason | None) -> Continuation:

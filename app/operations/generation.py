@@ -73,10 +73,7 @@ async def generate(service: Service, call: Call, wish: Wish) -> Items:
                 draft.close(cancelled=wish.state_id in service.stopping)
         except (asyncio.CancelledError, GeneratorExit):
             if wish.streamed and draft.begun:
-                draft.close(cancelled=True)
-                if draft.goes_on:  # a full state was about to slide
-                    draft.request()
-                    draft.close(cancelled=True)
+                draft.cancel()
                 await service.append(call, draft.appends, replaces=bool(earlier))
             raise
         recorded = await service.append(call, draft.appends, replaces=bool(earlier))
@@ -89,7 +86,6 @@ async def generate_multi(service: Service, call: Call, wish: Wish, branches: int
     Tokens come in a fixed order, the first ones of all branches before the second ones. A stream
     that resumes another draws everything again and is given whole: its head has not moved.
     """
-    plan.check_branches(branches, wish.generation.max_tokens)
     turn = service.turns.turn(wish.state_id, count=branches)
     async with service.answering(call) as remembered, turn:
         earlier = remembered or ()
@@ -98,7 +94,7 @@ async def generate_multi(service: Service, call: Call, wish: Wish, branches: int
                 yield token
             yield earlier
             return
-        opened = await _open(service, call, wish, earlier)
+        opened = await _open(service, call, wish, earlier, branches)
         draft = ContinuationsDraft(opened.state, opened.model, opened.plan, branches)
         try:
             async with aclosing(opened.model.generate(draft.request())) as steps:
@@ -129,6 +125,17 @@ async def ahead(items: Items) -> Items:
             yield item
     finally:
         producer.cancel()
+
+
+async def counted(service: Service, items: Items) -> Items:
+    """``items``, one of no more streams than may be open, read or not.
+
+    Raises:
+        QueueFull: there are too many.
+    """
+    async with service.streams.turn(object()), aclosing(items):
+        async for item in items:
+            yield item
 
 
 async def _produce(
@@ -183,7 +190,9 @@ def _was_cut_off(made: Made) -> bool:
     return False
 
 
-async def _open(service: Service, call: Call, wish: Wish, earlier: Made) -> _Opened:
+async def _open(
+    service: Service, call: Call, wish: Wish, earlier: Made, branches: int = 1
+) -> _Opened:
     """Everything a generation begins with; the intent of a stream is on disk then.
 
     ``earlier`` is what the call made before it was cut off: it goes on as it began.
@@ -201,6 +210,8 @@ async def _open(service: Service, call: Call, wish: Wish, earlier: Made) -> _Ope
         plan.check_tokens(wish.generation, model.vocabulary_size)
         seed = await _open_seed(service, call, state, model, resuming=wish.resuming)
         planned = plan.plan_generation(state, wish.generation, seed)
+        size = model.vocabulary_size
+        plan.check_kept(state.config, planned.parameters, branches, vocabulary_size=size)
     if planned.parameters.constraint:
         await model.check_constraint(planned.parameters.constraint)
     if wish.streamed:

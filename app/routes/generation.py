@@ -13,7 +13,15 @@ from msgspec import Struct
 from app import answers, sse
 from app.calls import call_of, etag, last_event_id
 from app.operations import beams
-from app.operations.generation import Items, Made, Wish, ahead, generate, generate_multi
+from app.operations.generation import (
+    Items,
+    Made,
+    Wish,
+    ahead,
+    counted,
+    generate,
+    generate_multi,
+)
 from app.problems import problem_of
 from app.routes.handlers import writing
 from app.schemas import (
@@ -54,7 +62,7 @@ async def generate_tokens(
     def answer(made: Made) -> Generated:
         return answers.generated(made, include_sampling=sampling)
 
-    return await _respond(request, items, answer, after, streamed=data.stream)
+    return await _respond(service, request, items, answer, after, streamed=data.stream)
 
 
 @writing("/generate/multi", GenerateMulti, answer=GeneratedMulti)
@@ -69,7 +77,7 @@ async def generate_continuations(
     def answer(made: Made) -> GeneratedMulti:
         return answers.continued(made[0], include_sampling=sampling)
 
-    return await _respond(request, items, answer, after, streamed=data.stream)
+    return await _respond(service, request, items, answer, after, streamed=data.stream)
 
 
 @writing("/generate/beam", GenerateBeams, answer=GeneratedBeams)
@@ -102,11 +110,18 @@ def _wish(data: GenerateTokens | GenerateMulti, after: int | None) -> Wish:
 
 
 async def _respond(
-    request: AnyRequest, items: Items, answer: Answer, after: int | None, *, streamed: bool
+    service: Service,
+    request: AnyRequest,
+    items: Items,
+    answer: Answer,
+    after: int | None,
+    *,
+    streamed: bool,
 ) -> Response[Any]:
     """The answer to a generation, as one document or as a stream of events."""
     if streamed:
-        return await _stream(request, ahead(items), answer, -1 if after is None else after)
+        items = counted(service, ahead(items))
+        return await _stream(request, items, answer, -1 if after is None else after)
     try:
         view = answer(await _unless_left(request, _made(items)))
     except _ClientLeft:

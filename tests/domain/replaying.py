@@ -212,7 +212,7 @@ class Story:
             prior = tuple(token for content in earlier for token in content.tokens)
             left = parameters.max_tokens - len(prior)
             if self.state.config.on_full == "slide" and not self.state.room:
-                self._add(ContextSlid(dropped=self.state.config.slide))
+                self._add(ContextSlid(dropped=self.state.config.slide_count))
             said = "".join(content.text for content in earlier)
             most = min(left, leaves_after - len(prior))
             drawing = self._drawing(parameters, seed, 0, prior)

@@ -15,9 +15,18 @@ from domain.config import (
     SamplingParameters,
 )
 from domain.errors import FingerprintChanged, InvalidInput, VersionConflict
-from domain.plan import MAX_DRAWN, BeamWish, ConstraintWish, GenerationPlan, GenerationWish
+from domain.plan import (
+    MAX_DRAWN,
+    MAX_KEPT_BYTES,
+    MAX_SLIDES,
+    BeamWish,
+    ConstraintWish,
+    GenerationPlan,
+    GenerationWish,
+)
 from tests.builders import (
     MODEL_CONTEXT,
+    SAMPLING,
     created,
     forwarded,
     generated,
@@ -120,22 +129,37 @@ def test_more_tokens_than_any_context_holds_are_refused() -> None:
 
 
 def test_a_state_that_slides_may_generate_more_than_it_holds_up_to_what_is_recorded() -> None:
-    state = live(created(context_size=8, on_full="slide"))
-    assert plan.plan_generation(state, GenerationWish(max_tokens=9), 0).parameters.max_tokens == 9
-    with pytest.raises(InvalidInput, match=f"max_tokens: must be at most {MAX_DRAWN}"):
-        plan.plan_generation(state, GenerationWish(max_tokens=MAX_DRAWN + 1), 0)
+    state, most = live(created(context_size=8, on_full="slide")), 4 * MAX_SLIDES
+    wish = GenerationWish(max_tokens=most)
+    assert plan.plan_generation(state, wish, 0).parameters.max_tokens == most
+    with pytest.raises(InvalidInput, match=f"max_tokens: must be at most {most}"):
+        plan.plan_generation(state, GenerationWish(max_tokens=most + 1), 0)
 
 
 # several ways
 
 
-@pytest.mark.parametrize(("branches", "most"), [(1, MAX_DRAWN), (128, MAX_DRAWN // 128)])
-def test_several_ways_draw_no_more_tokens_together_than_are_recorded(
-    branches: int, most: int
+@pytest.mark.parametrize(
+    ("storage", "branches", "most"),
+    [
+        ("none", 1, MAX_DRAWN),
+        ("none", 128, MAX_DRAWN // 128),
+        ("top_k", 16, MAX_DRAWN // 16),
+        ("full", 1, MAX_KEPT_BYTES // 200_000),
+        ("full", 16, MAX_KEPT_BYTES // 200_000 // 16),
+    ],
+)
+def test_several_ways_draw_no_more_tokens_together_than_can_be_recorded_with_what_is_kept(
+    storage: str, branches: int, most: int
 ) -> None:
-    plan.check_branches(branches, most)
-    with pytest.raises(InvalidInput, match=f"max_tokens: must be at most {most} for n"):
-        plan.check_branches(branches, most + 1)
+    kept = live(created(store_logits=storage)).config
+    for count in (most, most + 1):
+        parameters = GenerationParameters(sampling=SAMPLING, max_tokens=count)
+        if count == most:
+            plan.check_kept(kept, parameters, branches, vocabulary_size=50_000)
+            continue
+        with pytest.raises(InvalidInput, match=f"max_tokens: must be at most {most} for n"):
+            plan.check_kept(kept, parameters, branches, vocabulary_size=50_000)
 
 
 # constraints
