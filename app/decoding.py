@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, Final, Literal, TypeVar, get_args, get_origin
 
 import msgspec
@@ -10,6 +11,9 @@ from msgspec import Struct
 from domain.errors import FieldProblem, InvalidInput, invalid
 
 T = TypeVar("T", bound=Struct)
+
+MAX_PROBLEMS: Final = 100
+"""Of the wrong fields of one body, the first ones are named."""
 
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 _PATH: Final = re.compile(r" - at (?P<key>`key` in )?`\$?(?P<path>[^`]*)`$")
@@ -21,7 +25,7 @@ def decode(body: bytes, type_: type[T]) -> T:
     """Decode a JSON body.
 
     Raises:
-        InvalidInput: names every field that is wrong, missing or unknown.
+        InvalidInput: names what is wrong, missing or unknown: all of it, up to ``MAX_PROBLEMS``.
     """
     try:
         raw = msgspec.json.decode(body)
@@ -33,7 +37,7 @@ def decode(body: bytes, type_: type[T]) -> T:
     try:
         return msgspec.convert(raw, type_, str_keys=True)
     except msgspec.ValidationError as error:
-        problems = tuple(_problems(raw, type_, ""))
+        problems = tuple(islice(_problems(raw, type_, ""), MAX_PROBLEMS))
         raise InvalidInput(*problems or (field_problem("body", error),)) from error
 
 
@@ -56,7 +60,7 @@ def _problems(raw: Any, type_: type[Struct], path: str) -> Iterator[FieldProblem
         yield FieldProblem(path.rstrip(".") or "body", "expected an object")
         return
     fields = {field.encode_name: field for field in msgspec.structs.fields(type_)}
-    for name in raw.keys() - fields.keys():
+    for name in (name for name in raw if name not in fields):
         yield FieldProblem(path + name, f"is not a field here; fields are {', '.join(fields)}")
     for name, field in fields.items():
         if name not in raw:

@@ -1,5 +1,6 @@
 """Request bodies to structs: strict, and every wrong field named."""
 
+import json
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -8,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Meta, Struct
 
-from app.decoding import decode
+from app.decoding import MAX_PROBLEMS, decode
+from app.schemas import GenerateTokens
 from domain.errors import InvalidInput
 
 JSON = st.recursive(
@@ -164,3 +166,10 @@ def test_where_one_of_a_few_values_is_wanted_they_are_named() -> None:
 @pytest.mark.parametrize("value", ["1", 1.5, True, None])
 def test_no_value_is_bent_into_an_integer(value: Any) -> None:
     assert _named(msgspec.json.encode({"needed": value})) == {"needed"}
+
+
+def test_a_body_with_very_many_wrong_fields_gets_an_answer_of_bounded_size() -> None:
+    body = json.dumps({f"unknown-{i}": i for i in range(10_000)}).encode()
+    with pytest.raises(InvalidInput) as refused:
+        decode(body, GenerateTokens)
+    assert len(refused.value.facts["errors"]) == MAX_PROBLEMS
