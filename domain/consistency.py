@@ -4,12 +4,18 @@ Nothing is computed again here: what is asked of the model is its vocabulary, th
 and what a constraint allows.
 """
 
+import re
 from collections.abc import Callable, Sequence
+from typing import Final
 
-from domain import decide
-from domain.config import Constraint
+import msgspec
+
+from domain import decide, plan
+from domain.config import ConfigChanges, Constraint
+from domain.errors import InvalidInput
 from domain.events import (
     BeamsGenerated,
+    ConfigChanged,
     ContextSlid,
     Continuation,
     ContinuationsGenerated,
@@ -20,14 +26,17 @@ from domain.events import (
     TextForwarded,
     TokensGenerated,
 )
-from domain.ids import TokenId, Version
-from domain.origin import Fork, Merge, New
+from domain.ids import StateId, TokenId, Version
+from domain.origin import Fork, Merge, New, Origin
 from domain.replay import Divergence, Occurrence, divergence, runs_of
 from domain.state import Live, fold, join, take
 from domain.stopping import Stopping
 
-PARTIAL_SINCE = 2
+PARTIAL_SINCE: Final = 2
 """The schema from which on the bytes of incomplete characters are recorded."""
+
+PARENTS: Final = range(2, 65)
+"""How many states are merged into one."""
 
 TextOf = Callable[[Sequence[TokenId], Sequence[TokenId]], Fragment]
 """The text that tokens add after others: :meth:`domain.ports.LanguageModel.fragment`."""
@@ -39,37 +48,73 @@ Fulfils = Callable[[Constraint, Sequence[TokenId]], bool]
 # where a state comes from
 
 
-def compare_origin(recorded: Recorded, parents: Sequence[Sequence[Recorded]]) -> Divergence | None:
-    """Whether a state began with what those it comes from held.
+def parents_of(origin: Origin) -> tuple[tuple[StateId, Version], ...]:
+    """The states that a state comes from, each at the version that it had then."""
+    match origin:
+        case New():
+            return ()
+        case Fork():
+            return ((origin.state_id, origin.version),)
+        case Merge():
+            return tuple((parent.state_id, parent.version) for parent in origin.parents)
 
-    ``parents`` are their histories, in the order of the origin, up to the version it names.
+
+def compare_origin(
+    recorded: Recorded, histories: Sequence[Sequence[Recorded]]
+) -> Divergence | None:
+    """Whether a state began with what those it comes from held, which were there before it.
+
+    ``histories`` are those of :func:`parents_of` its origin, each up to its version.
     """
     created = recorded.event
     assert isinstance(created, StateCreated)
-    match created.origin:
+    origin, held, dropped = created.origin, [], 0
+    for index, history in enumerate(histories):
+        state = _held(recorded, origin, index, history)
+        if isinstance(state, Divergence):
+            return state
+        held.append(state)
+    match origin:
         case New():
-            dropped, found = 0, None
-        case Fork() as fork:
-            parent = _held(parents[0], fork.version)
-            if not isinstance(parent, Live):
-                return divergence(recorded, "origin.version", fork.version, parent)
-            dropped, found = (
-                parent.dropped,
-                _compare_fork(recorded, created, fork, parent, parents[0][-1]),
-            )
-        case Merge() as merge:
-            dropped, found = 0, _compare_merge(recorded, created, merge, parents)
+            found = None
+        case Fork():
+            found = _compare_fork(recorded, created, origin, held[0], histories[0][-1])
+            dropped = held[0].dropped
+        case Merge():
+            found = _compare_merge(recorded, created, origin, held)
+    found = found or _compare_model(recorded, created, held)
     if found is None and created.dropped != dropped:
         return divergence(recorded, "dropped", created.dropped, dropped)
     return found
 
 
-def _held(history: Sequence[Recorded], version: Version) -> Live | Version | None:
-    """A parent at a version; the one it has, or none, where it never got there alive."""
+def _held(
+    recorded: Recorded, origin: Origin, index: int, history: Sequence[Recorded]
+) -> Live | Divergence:
+    """A parent as it was: it must have been alive at that version, and before its child began."""
+    _, version = parents_of(origin)[index]
+    field = "origin.version" if isinstance(origin, Fork) else f"origin.parents[{index}].version"
     state = fold(history)
-    if isinstance(state, Live) and state.version == version:
-        return state
-    return state.version if state else None
+    if not isinstance(state, Live) or state.version != version:
+        return divergence(recorded, field, version, state.version if state else None)
+    latest = history[-1].position
+    if latest >= recorded.position:
+        return divergence(recorded, field, version, f"recorded later, at position {latest}")
+    return state
+
+
+def _compare_model(
+    recorded: Recorded, created: StateCreated, parents: Sequence[Live]
+) -> Divergence | None:
+    """Whether a state has the model of those it comes from, whose own beginnings say the rest."""
+    for parent in parents:
+        for field in ("model_id", "model_type"):
+            told, actual = getattr(created, field), getattr(parent, field)
+            if told != actual:
+                return divergence(recorded, field, told, actual)
+    if parents and created.model_revision is not None:
+        return divergence(recorded, "model_revision", created.model_revision, None)
+    return None
 
 
 def _compare_fork(
@@ -94,21 +139,20 @@ def _compare_fork(
 
 
 def _compare_merge(
-    recorded: Recorded,
-    created: StateCreated,
-    merge: Merge,
-    parents: Sequence[Sequence[Recorded]],
+    recorded: Recorded, created: StateCreated, merge: Merge, parents: Sequence[Live]
 ) -> Divergence | None:
-    texts = []
-    for index, (parent, history) in enumerate(zip(merge.parents, parents, strict=True)):
-        field, held = f"origin.parents[{index}]", _held(history, parent.version)
-        if not isinstance(held, Live):
-            return divergence(recorded, f"{field}.version", parent.version, held)
+    if (count := len(parents)) not in PARENTS:
+        possible = f"from {PARENTS[0]} to {PARENTS[-1]}"
+        return divergence(recorded, "len(origin.parents)", count, possible)
+    named = [parent.state_id for parent in parents]
+    for index, (parent, held) in enumerate(zip(merge.parents, parents, strict=True)):
+        field = f"origin.parents[{index}]"
+        if parent.state_id in named[:index]:
+            return divergence(recorded, f"{field}.state_id", parent.state_id, "another state")
         if parent.head_position != held.head_position:
             told, actual = parent.head_position, held.head_position
             return divergence(recorded, f"{field}.head_position", told, actual)
-        texts.append(held.content.tokens)
-    tokens = decide.concatenate(texts) if texts else ()
+    tokens = decide.concatenate([parent.content.tokens for parent in parents])
     if created.content.tokens != tokens:
         return divergence(recorded, "content.tokens", created.content.tokens, tokens)
     return None
@@ -139,8 +183,48 @@ def _compare_content(
         return divergence(recorded, f"{name}content.tokens", told.tokens, actual.tokens)
     if (told.text, told.ends) != (actual.text, actual.ends):
         return divergence(recorded, f"{name}content.text", told.text, actual.text)
-    if recorded.row.schema >= PARTIAL_SINCE and told.partial != actual.partial:
-        return divergence(recorded, f"{name}content.partial", told.partial, actual.partial)
+    partial = actual.partial if recorded.row.schema >= PARTIAL_SINCE else {}
+    if told.partial != partial:
+        return divergence(recorded, f"{name}content.partial", told.partial, partial)
+    return None
+
+
+# settings and room
+
+
+def compare_config(
+    occurrence: Occurrence, vocabulary_size: int, context_size: int
+) -> Divergence | None:
+    """Whether settings are such that a state of a model can have, by the rules of requests."""
+    recorded, event, before = occurrence.recorded, occurrence.recorded.event, occurrence.before
+    match event:
+        case StateCreated(config=config, content=content):
+            changes, held = ConfigChanges(**msgspec.structs.asdict(config)), len(content.tokens)
+        case ConfigChanged(changes=changes) if before is not None:
+            config, held = changes.apply(before.config), before.head_position
+        case _:
+            return None
+    try:
+        plan.check_tokens(changes, vocabulary_size, "config.")
+        decide.check_config(config, context_size)
+    except InvalidInput as error:
+        field = error.facts["field"]
+        setting = re.split(r"[.[]", field)[1]
+        return divergence(recorded, field, getattr(config, setting), str(error))
+    if config.context_size < held:
+        possible = f"at least {held}, the tokens held"
+        return divergence(recorded, "config.context_size", config.context_size, possible)
+    return None
+
+
+def compare_room(occurrence: Occurrence) -> Divergence | None:
+    """Whether a forwarded text had room."""
+    recorded, event, before = occurrence.recorded, occurrence.recorded.event, occurrence.before
+    if not isinstance(event, TextForwarded) or before is None:
+        return None
+    count, possible = len(event.content.tokens), f"at most {before.room}"
+    if count > before.room:
+        return divergence(recorded, "len(content.tokens)", count, possible)
     return None
 
 
@@ -165,7 +249,7 @@ def compare_call(occurrence: Occurrence) -> Divergence | None:
 
 
 def compare_slide(occurrence: Occurrence) -> Divergence | None:
-    """Whether a state slid as its config says, and because it had to."""
+    """Whether a state slid as its config says, because it had to, and for text that came then."""
     recorded, event, before = occurrence.recorded, occurrence.recorded.event, occurrence.before
     if not isinstance(event, ContextSlid) or before is None:
         return None
@@ -174,6 +258,8 @@ def compare_slide(occurrence: Occurrence) -> Divergence | None:
     if event.dropped != allowed:
         return divergence(recorded, "dropped", event.dropped, allowed)
     following = occurrence.following and occurrence.following.event
+    if not isinstance(following, TextForwarded | TokensGenerated):
+        return divergence(recorded, "dropped", event.dropped, "nothing: no text came after it")
     comes = len(following.content.tokens) if isinstance(following, TextForwarded) else 0
     if before.room and comes <= before.room:
         return divergence(recorded, "dropped", event.dropped, f"room for {before.room}")
@@ -239,10 +325,9 @@ def _ends(
         context_size=before.config.context_size,
         said=occurrence.said,
     )
-    at_once: FinishReason | None = "constraint" if 0 in fulfilled else None
     pieces = zip(run.content.tokens, run.content.pieces(), strict=True)
     return [
-        at_once if before.room else "context_full",
+        None if before.room else "context_full",
         *(
             stopping.push(token, piece, fulfilled=count in fulfilled)
             for count, (token, piece) in enumerate(pieces, start=1)
@@ -269,7 +354,7 @@ def _fulfilled(
     return {
         count
         for count in (*last, len(tokens))
-        if fulfils(constraint, occurrence.prior + tokens[:count])
+        if count and fulfils(constraint, occurrence.prior + tokens[:count])
     }
 
 

@@ -60,7 +60,12 @@ def check_precondition(state: Live, if_match: Version | None) -> None:
         raise PreconditionFailed(state.state_id, if_match, state.version)
 
 
-def _check_config(config: StateConfig, model_context: int) -> None:
+def check_config(config: StateConfig, model_context: int) -> None:
+    """Refuse settings that no state of a model can have.
+
+    Raises:
+        InvalidInput: a context size above the model's own, or too small to slide.
+    """
     if config.context_size > model_context:
         raise invalid(
             "config.context_size", f"must be at most {model_context}, the model's own limit"
@@ -85,7 +90,7 @@ def create(
         InvalidInput: a context size above the model's own, or too small to slide.
         TooLarge: the content does not fit the context.
     """
-    _check_config(config, model_context)
+    check_config(config, model_context)
     check_fits(len(content.tokens), held=0, context_size=config.context_size)
     return StateCreated(
         origin=New(),
@@ -186,7 +191,7 @@ def change_config(state: Live, changes: ConfigChanges, model_context: int) -> Co
     if not changes.given():
         raise invalid("config", "must name at least one setting to change")
     config = changes.apply(state.config)
-    _check_config(config, model_context)
+    check_config(config, model_context)
     if config.context_size < state.head_position:
         raise invalid(
             "config.context_size", f"must be at least {state.head_position}, the tokens held"
@@ -363,7 +368,7 @@ def _derive(
 ) -> StateCreated:
     """A state like ``parent`` that holds ``content``; only a fork goes on where it had begun."""
     config = changes.apply(parent.config)
-    _check_config(config, model_context)
+    check_config(config, model_context)
     check_fits(len(content.tokens), held=0, context_size=config.context_size)
     return StateCreated(
         origin=origin,

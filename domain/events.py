@@ -374,10 +374,10 @@ def decode(row: Row) -> Recorded:
     """The event in a row.
 
     Raises:
-        UnknownEvent: a newer schema, an unknown tag, or a payload that is not that event.
+        UnknownEvent: an unknown schema or tag, or a payload that is not that event.
     """
-    if row.schema > SCHEMA:
-        raise UnknownEvent(row.position, f"schema {row.schema} is newer than {SCHEMA}")
+    if not 1 <= row.schema <= SCHEMA:
+        raise UnknownEvent(row.position, f"schema {row.schema} is newer than {SCHEMA}, or none")
     try:
         event = _decoder.decode(row.payload)
     except msgspec.DecodeError as error:

@@ -19,12 +19,16 @@ from domain.replay import Divergence, Run, divergence, place_of, runs_of
 def compare_form(recorded: Recorded, vocabulary_size: int, context_size: int) -> Divergence | None:
     """Whether a model can be asked about an event at all.
 
-    Every token it names is in the vocabulary, its runs fit the model's context, whatever is
-    recorded of each token is there once for each, and the steps of a search follow each other.
+    Every token it names is in the vocabulary, it has runs, which have tokens where none is no
+    result and fit the model's context, whatever is recorded of each token is there once for each,
+    and the steps of a search follow each other.
     """
     event = recorded.event
     runs = (("", event),) if isinstance(event, StateCreated) else runs_of(recorded)
     found = _compare_parameters(recorded, vocabulary_size)
+    if isinstance(event, ContinuationsGenerated | BeamsGenerated) and not runs:
+        kind = "beams" if isinstance(event, BeamsGenerated) else "continuations"
+        found = found or divergence(recorded, f"len({kind})", 0, "at least 1")
     for name, run in runs:
         found = found or _compare_run(recorded, name, run, vocabulary_size, context_size)
     return found or _compare_steps(recorded, vocabulary_size, context_size)
@@ -37,8 +41,10 @@ def _compare_run(
     for field, values in _of_each_token(run).items():
         if len(values) != count:
             return divergence(recorded, f"len({name}{field})", len(values), count)
-    if count > room:
-        return divergence(recorded, f"len({name}content.tokens)", count, f"at most {room}")
+    least = 0 if isinstance(run, TokensGenerated | Continuation) else 1
+    if count > room or count < least:
+        possible = f"at most {room}" if count > room else f"at least {least}"
+        return divergence(recorded, f"len({name}content.tokens)", count, possible)
     field = f"{name}content.tokens"
     return _compare_vocabulary(recorded, field, run.content.tokens, vocabulary_size, range(count))
 
@@ -80,10 +86,14 @@ def _compare_parameters(recorded: Recorded, vocabulary_size: int) -> Divergence 
             field, logits = "parameters.logits", asked.logits
         case _:
             return None
-    named = {"logit_bias": tuple(logits.logit_bias), "bad_words_ids": sum(logits.bad_words_ids, ())}
+    named = {
+        f"{field}.logit_bias": tuple(logits.logit_bias),
+        f"{field}.bad_words_ids": sum(logits.bad_words_ids, ()),
+        "parameters.stop_token_ids": asked.stop_token_ids,
+    }
     for name, tokens in named.items():
         nowhere = (None,) * len(tokens)
-        found = _compare_vocabulary(recorded, f"{field}.{name}", tokens, vocabulary_size, nowhere)
+        found = _compare_vocabulary(recorded, name, tokens, vocabulary_size, nowhere)
         if found is not None:
             return found
     return None

@@ -1,5 +1,9 @@
-"""Re-executing a log to hold it against what it says. Changes nothing."""
+"""Re-executing a log to hold it against what it says. Changes nothing.
 
+What is compared is compared in threads: whoever else is served does not wait for it.
+"""
+
+import asyncio
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -16,12 +20,12 @@ from domain.errors import (
     ModelUnavailable,
     NotFound,
     StateNotFound,
+    UnknownEvent,
 )
 from domain.events import ContinuationsGenerated, Recorded, StateCreated, TokensGenerated, decode
 from domain.fingerprint import Fingerprint
 from domain.form import compare_form
 from domain.ids import ModelId, Position, StateId, Version
-from domain.origin import Fork, Merge
 from domain.ports import LanguageModel, LogReader, Models
 from domain.replay import (
     Divergence,
@@ -105,18 +109,8 @@ class Verifier:
         head = await self._log.genesis()
         found = remembered is None or remembered == head
         while rows := await self._log.rows(after=head.position, limit=PAGE):
-            for row in rows:
-                try:
-                    head = follow(head, row)
-                except ChainBroken as error:
-                    self._broken(row, "hash", row.hash.hex(), f"{row_hash(row).hex()}: {error}")
-                    head = Head(row.position, row.hash)
-                if row.version is None or row.version < 1:
-                    self._broken(row, "version", row.version, "an event has a version from 1 on")
-                if row.at_version is not None:
-                    self._broken(row, "at_version", row.at_version, "it changed its state")
-                self._begun.setdefault(row.state_id, row.position)
-                found = found or head == remembered
+            heads = await asyncio.to_thread(self._follow, head, rows)
+            head, found = heads[-1], found or remembered in heads
         if not found and remembered is not None:
             self._divergences.append(
                 Divergence(
@@ -129,6 +123,23 @@ class Verifier:
                 )
             )
         return head
+
+    def _follow(self, head: Head, rows: Iterable[Row]) -> list[Head]:
+        """The heads after ``head``, one for each row."""
+        heads = []
+        for row in rows:
+            try:
+                head = follow(head, row)
+            except ChainBroken as error:
+                self._broken(row, "hash", row.hash.hex(), f"{row_hash(row).hex()}: {error}")
+                head = Head(row.position, row.hash)
+            if row.version is None or row.version < 1:
+                self._broken(row, "version", row.version, "an event has a version from 1 on")
+            if row.at_version is not None:
+                self._broken(row, "at_version", row.at_version, "it changed its state")
+            self._begun.setdefault(row.state_id, row.position)
+            heads.append(head)
+        return heads
 
     def _broken(self, row: Row, field: str, expected: Any, actual: str) -> None:
         self._divergences.append(
@@ -162,7 +173,7 @@ class Verifier:
         rows = await self._log.state_rows(state_id)
         if state_id not in self._begun:
             raise StateNotFound(state_id)
-        events = self._readable(rows)
+        events = await asyncio.to_thread(self._readable, rows)
         self._events += len(rows)
         if not events or not isinstance(events[0].event, StateCreated):
             return
@@ -174,11 +185,13 @@ class Verifier:
         model = await self._model(events[0].event.model_id)
         if model is None:
             return
-        events = await self._executable(events, model)
-        for occurrence in occurrences(events):
-            self._check_consistency(occurrence, model)
-        evidence = compare.by_event(await self._execute(passages(occurrences(events)), model))
-        for occurrence in occurrences(events):
+        placed = await asyncio.to_thread(lambda: list(occurrences(events)))
+        placed = placed[: await self._count_executable(events, model)]
+        await asyncio.to_thread(self._check_consistency, placed, model)
+        asked = await asyncio.to_thread(passages, placed)
+        scored = await self._execute(asked, model)
+        evidence = await asyncio.to_thread(compare.by_event, scored)
+        for occurrence in placed:
             if (found := evidence.get(occurrence.recorded.position)) is not None:
                 await self._check_evidence(occurrence, found, model)
 
@@ -189,6 +202,8 @@ class Verifier:
         for row in rows:
             try:
                 recorded = decode(row)
+                if events and row.position < events[-1].position:
+                    raise UnknownEvent(row.position, "recorded before the version it follows")
                 state = evolve(state, recorded)
             except LogError as error:
                 expected = f"an event that can follow version {len(events)}"
@@ -197,15 +212,16 @@ class Verifier:
             events.append(recorded)
         return events
 
-    async def _executable(self, events: list[Recorded], model: LanguageModel) -> list[Recorded]:
-        """The events up to the first that the model cannot be asked about."""
+    async def _count_executable(self, events: Sequence[Recorded], model: LanguageModel) -> int:
+        """How many events come before the first that the model cannot be asked about."""
+        size, context = model.vocabulary_size, model.context_size
         for index, recorded in enumerate(events):
-            found = compare_form(recorded, model.vocabulary_size, model.context_size)
+            found = await asyncio.to_thread(compare_form, recorded, size, context)
             found = found or await self._compare_constraint(recorded, model)
             if found is not None:
                 self._diverges(found)
-                return events[:index]
-        return events
+                return index
+        return len(events)
 
     async def _compare_constraint(
         self, recorded: Recorded, model: LanguageModel
@@ -226,27 +242,24 @@ class Verifier:
     async def _check_blobs(self, recorded: Recorded) -> None:
         stored = getattr(recorded.event, "stored_logits", None)
         if stored is not None:
-            actual = blobs_digest(await self._log.logits(recorded.position))
+            blobs = await self._log.logits(recorded.position)
+            actual = await asyncio.to_thread(blobs_digest, blobs)
             if actual != stored.digest:
                 self._diverges(divergence(recorded, "logits", stored.digest, actual))
 
     async def _check_origin(self, recorded: Recorded, created: StateCreated) -> None:
         """A fork or a merge must begin with what its parents held."""
-        match created.origin:
-            case Fork(state_id=state_id, version=version):
-                named = [(state_id, version)]
-            case Merge(parents=parents):
-                named = [(parent.state_id, parent.version) for parent in parents]
-            case _:
-                named = []
         try:
+            named = consistency.parents_of(created.origin)
             histories = [await self._history(*parent) for parent in named]
-            self._diverges(consistency.compare_origin(recorded, histories))
+            found = await asyncio.to_thread(consistency.compare_origin, recorded, histories)
+            self._diverges(found)
         except LogError:
             return  # the parent's own check says so
 
     async def _history(self, state_id: StateId, until: Version) -> list[Recorded]:
-        return list(map(decode, await self._log.state_rows(state_id, until=until)))
+        rows = await self._log.state_rows(state_id, until=until)
+        return await asyncio.to_thread(lambda: list(map(decode, rows)))
 
     async def _model(self, model_id: ModelId) -> LanguageModel | None:
         try:
@@ -255,13 +268,16 @@ class Verifier:
             self._note(f"not re-executed: {error}")
             return None
 
-    def _check_consistency(self, occurrence: Occurrence, model: LanguageModel) -> None:
-        eos = model.eos_token_ids
-        self._diverges(consistency.compare_text(occurrence, model.fragment))
-        self._diverges(consistency.compare_call(occurrence))
-        self._diverges(consistency.compare_slide(occurrence))
-        self._diverges(consistency.compare_finish(occurrence, eos, model.fulfils))
-        self._diverges(consistency.compare_storage(occurrence))
+    def _check_consistency(self, placed: Iterable[Occurrence], model: LanguageModel) -> None:
+        eos, size, context = model.eos_token_ids, model.vocabulary_size, model.context_size
+        for occurrence in placed:
+            self._diverges(consistency.compare_text(occurrence, model.fragment))
+            self._diverges(consistency.compare_config(occurrence, size, context))
+            self._diverges(consistency.compare_room(occurrence))
+            self._diverges(consistency.compare_call(occurrence))
+            self._diverges(consistency.compare_slide(occurrence))
+            self._diverges(consistency.compare_finish(occurrence, eos, model.fulfils))
+            self._diverges(consistency.compare_storage(occurrence))
 
     async def _execute(
         self, asked: Sequence[Passage], model: LanguageModel
@@ -300,10 +316,12 @@ class Verifier:
         if not fingerprint.deterministic:
             self._note("some events were made without the numerics contract")
         if fingerprint.deterministic and fingerprint.id == model.fingerprint.id:
-            self._diverges(compare.compare(occurrence, evidence, eos))
+            self._diverges(await asyncio.to_thread(compare.compare, occurrence, evidence, eos))
         else:
             different = compare.differences(fingerprint, model.fingerprint)
-            self._drifts.append(compare.drift(occurrence, evidence, eos, different))
+            self._drifts.append(
+                await asyncio.to_thread(compare.drift, occurrence, evidence, eos, different)
+            )
 
     async def _fingerprint(self, recorded: Recorded) -> Fingerprint | None:
         """The fingerprint an event names; one that is not there or not sound is a divergence."""

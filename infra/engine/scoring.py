@@ -1,10 +1,8 @@
 """Scoring the tokens that texts have, at prefill speed."""
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import pairwise
-from typing import Final, NamedTuple
+from typing import Final
 
 from domain.beams import Candidates, candidates_needed, ends_of
 from domain.config import BeamParameters
@@ -21,17 +19,19 @@ from infra.engine.sampler import Measures, Row
 from infra.engine.scheduler import Scheduler
 from infra.engine.scheduler import Sequence as Text
 from infra.engine.searching import candidates
+from infra.engine.text_tree import Branch, branch_off
 from infra.models.tokenizer import Tokenizer
 
-MAX_WIDTH: Final = 8
+MAX_WIDTH: Final = 16
 """Texts that a job works on at once: enough to fill passes, and others find places beside them."""
 
 
 class Scoring:
     """Scores texts; a token that several begin with is computed once, unless it is to be scored.
 
-    They are taken in an order in which each has the most in common with the one before it, which
-    it is forked from as soon as they part. ``deliver`` gets the results in the order of the
+    Texts branch off from each other as soon as what they share is computed. Where one ends before
+    all its branches have begun, the latest of them takes its place, and the others branch off from
+    that: every place has something to compute. ``deliver`` gets the results in the order of the
     requests, or the error that ended the work.
     """
 
@@ -48,62 +48,57 @@ class Scoring:
         recorder: Recorder,
     ) -> None:
         self._scores = [_Scores(each, tokenizer, constraints, eos_token_ids) for each in requests]
-        first, *others = _turns(requests)
-        self._coming = deque(others)
-        self.text = _beginning(requests, first, others, root, scheduler)
-        self._newest = self.text
-        self._running = {self.text: self._scores[first.place]}
+        first = branch_off([each.tokens for each in requests], [each.start for each in requests])
+        self.text = _beginning(requests, first, root, scheduler)
+        self._running: dict[Text, Branch] = {}
         self._scheduler = scheduler
         self._deliver = deliver
         self._recording = Recording(recorder, deliver)
+        self._run(first, self.text)
 
     def accept(self, text: Text, position: int, logits: Row) -> bool:
         """Score the token after ``position``, if it is one to be scored; go on where it ends."""
-        scores, place = self._running[text], position + 1
+        scores, place = self._scores[self._running[text].place], position + 1
         if scores.request.start <= place < scores.end:
             self._recording.put_row(logits, partial(scores.add, place, logits))
-        if place == scores.end:
-            self._end(text)
-        elif place == len(text.tokens):
-            self._feed(text)
-        while self._may_fork():
-            self._begin(self._scheduler.fork)
+        if place == text.computed:  # the last row of a pass
+            if place == scores.end:
+                self._end(text)
+            self._begin_others()
         return not self._running
 
-    def _may_fork(self) -> bool:
-        """Whether the newest text is computed up to where the next one leaves it."""
-        return (
-            len(self._coming) > 0
-            and self._coming[0].common <= self._newest.computed
-            and len(self._running) < self.text.width
-        )
-
-    def _begin(self, fork: Callable[[Text, int, Sequence[int], int], Text]) -> None:
-        """Take on the next text."""
-        place, common = self._coming.popleft()
-        self._newest = fork(self._newest, common, (), common)
-        self._running[self._newest] = self._scores[place]
-        self._scores[place].common = common
-        self._feed(self._newest)
-
-    def _feed(self, text: Text) -> None:
-        """Have a text computed to its end, or first to where the next one leaves it."""
-        scores, held = self._running[text], len(text.tokens)
-        stop = scores.end
-        if text is self._newest and self._coming:
-            common = self._coming[0].common
-            stop = common if held < common < scores.request.start else stop
-        text.tokens += scores.request.tokens[held:stop]
-        text.first_wanted = min(scores.request.start, stop) - 1
+    def _begin_others(self) -> None:
+        """Fill free places with texts that can begin, first where the longest line waits."""
+        free = self.text.width - len(self._running)
+        ready = [
+            (branch, text)
+            for text, parent in self._running.items()
+            for branch in parent.branches
+            if branch.at <= text.computed
+        ]
+        ready.sort(key=lambda each: -each[0].height)
+        for branch, parent in ready[:free]:
+            self._running[parent].branches.remove(branch)
+            self._run(branch, self._scheduler.fork(parent, branch.at, (), branch.at))
 
     def _end(self, text: Text) -> None:
-        """Give the place of a text to the next one, if that is still to be forked from it."""
-        scores = self._running.pop(text)
-        scores.reused = text.reused - scores.common
-        if text is self._newest and self._coming:
-            self._begin(self._scheduler.replace)
+        """Give the place of a text to one that branches off from it."""
+        ended = self._running.pop(text)
+        scores = self._scores[ended.place]
+        scores.reused = text.reused - ended.at
+        if ended.branches:
+            heir = ended.heir()
+            self._run(heir, self._scheduler.replace(text, heir.at, (), heir.at))
         else:
             self._scheduler.remove(text)
+
+    def _run(self, branch: Branch, text: Text) -> None:
+        """Have a text computed to its end."""
+        scores = self._scores[branch.place]
+        scores.common = branch.at
+        text.tokens += scores.request.tokens[len(text.tokens) :]
+        text.first_wanted = min(scores.request.start, scores.end) - 1
+        self._running[text] = branch
 
     def fail(self, error: Exception) -> None:
         """Hand the error to whoever waits."""
@@ -114,41 +109,12 @@ class Scoring:
         self._recording.put(lambda: self._deliver([each.scored() for each in self._scores]))
 
 
-class _Turn(NamedTuple):
-    """The place of a request, and how many tokens its text takes over from the turn before."""
-
-    place: int
-    common: int
-
-
-def _turns(requests: Sequence[ScoreRequest]) -> list[_Turn]:
-    """The order of texts. What is to be scored of one is computed by it: its logits are wanted."""
-    order = sorted(
-        range(len(requests)), key=lambda place: (requests[place].tokens, requests[place].start)
-    )
-    turns = [_Turn(order[0], 0)]
-    for before, place in pairwise(order):
-        common = _common(requests[before].tokens, requests[place].tokens)
-        turns.append(_Turn(place, min(common, requests[place].start - 1)))
-    return turns
-
-
-def _common(one: Sequence[TokenId], other: Sequence[TokenId]) -> int:
-    """How many tokens both texts begin with."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
-
-
 def _beginning(
-    requests: Sequence[ScoreRequest],
-    first: _Turn,
-    others: Sequence[_Turn],
-    root: bytes | None,
-    scheduler: Scheduler,
+    requests: Sequence[ScoreRequest], first: Branch, root: bytes | None, scheduler: Scheduler
 ) -> Text:
     """What all texts begin with, or all of the only one, with as many places as there may be."""
     request = requests[first.place]
-    end = max(1, min((turn.common for turn in others), default=len(request.tokens)))
+    end = max(1, min((branch.at for branch in first.branches), default=len(request.tokens)))
     limit = max(len(each.tokens) for each in requests)
 
     def text(width: int) -> Text:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from typing import Any
+from unittest.mock import ANY
 
 import msgspec
 import pytest
@@ -11,21 +12,32 @@ from domain import consistency
 from domain.config import ConfigChanges, Constraint
 from domain.decide import adopt, concatenate, fork, merge
 from domain.events import (
+    ConfigChanged,
     ContextSlid,
     Event,
     Fragment,
     HeadRewound,
     Recorded,
     StateCreated,
+    StateDeleted,
     StoredLogits,
     TokensGenerated,
 )
-from domain.ids import TokenId
+from domain.ids import ModelId, Position, TokenId
 from domain.replay import Divergence, Occurrence, occurrences
 from domain.state import Live, fold
-from tests.builders import created, forwarded, generated, history, recorded
+from tests.builders import (
+    MODEL_CONTEXT,
+    created,
+    forwarded,
+    generated,
+    history,
+    recorded,
+    state_id,
+)
 from tests.domain.replaying import (
     EOS,
+    VOCABULARY,
     Path,
     Story,
     beams,
@@ -47,10 +59,16 @@ def told(occurrence: Occurrence) -> Divergence | None:
     return consistency.compare_text(occurrence, text_of)
 
 
+def configured(occurrence: Occurrence) -> Divergence | None:
+    return consistency.compare_config(occurrence, VOCABULARY, MODEL_CONTEXT)
+
+
 CHECKS: dict[str, Check] = {
     "text": told,
     "call": consistency.compare_call,
     "slide": consistency.compare_slide,
+    "config": configured,
+    "room": consistency.compare_room,
     "finish": ended,
     "storage": consistency.compare_storage,
 }
@@ -113,7 +131,6 @@ ENDS: dict[str, tuple[str, dict[str, Any]]] = {
         "ab",
         {"finish_reason": "constraint", "context": 5, **constrained(2)},
     ),
-    "a constraint that nothing can follow": ("", {"finish_reason": "constraint", **constrained(0)}),
     "end-of-sequence, which no constraint undoes": (
         "a0",
         {"finish_reason": "eos", **constrained(2)},
@@ -158,7 +175,6 @@ def test_no_other_reason_passes_for_it(name: str, reason: str | None) -> None:
         ("a", {"context": 3}, "context_full", None),
         ("ab0", constrained(2), "constraint", 4),
         ("ab00", constrained(2, ignore_eos=True), "constraint", 4),
-        ("0", constrained(0), "constraint", None),
     ],
 )
 def test_a_generation_that_went_on_past_its_end_is_named_where_it_should_have_ended(
@@ -268,10 +284,12 @@ def test_a_constraint_looks_at_all_parts() -> None:
 # given a slide / when it is checked / then
 
 
-def slid(text: str, dropped: int, *after: Event, **config: Any) -> list[Any]:
+def slid(text: str, dropped: int, after: Event | None = None, **config: Any) -> list[Any]:
+    """What is wrong with a slide; a generation comes after it where nothing is given."""
     settings: dict[str, Any] = {"context_size": 6, "on_full": "slide"}
     first = created(text, **(settings | config))
-    return [one[1:] for one in found_by("slide", first, ContextSlid(dropped=dropped), *after)]
+    after = after or generated(len(text), "x", dropped=dropped)
+    return [one[1:] for one in found_by("slide", first, ContextSlid(dropped=dropped), after)]
 
 
 def test_a_full_state_slides_by_half_of_what_it_may_hold() -> None:
@@ -292,6 +310,53 @@ def test_a_state_with_room_slides_only_for_text_that_would_not_fit() -> None:
     assert slid("abcd", 3, little) == [("dropped", 3, "room for 2")]
     assert slid("abcd", 3, much) == []
     assert slid("abcd", 3, generated(4, "x", dropped=3)) == [("dropped", 3, "room for 2")]
+
+
+@pytest.mark.parametrize("after", [(), (HeadRewound(to_position=1),), (StateDeleted(),)])
+def test_a_slide_that_no_text_comes_after_is_found(after: tuple[Event, ...]) -> None:
+    first = created("abcdef", context_size=6, on_full="slide")
+    assert found_by("slide", first, ContextSlid(dropped=3), *after) == [
+        (2, "dropped", 3, "nothing: no text came after it")
+    ]
+
+
+# given settings / when they are checked / then
+
+
+def settings(**values: Any) -> list[Any]:
+    """What is wrong with settings, of a state that begins with them and of one that gets them."""
+    begun = found_by("config", created("abcd", **values))
+    got = found_by("config", created("abcd"), ConfigChanged(changes=ConfigChanges(**values)))
+    assert [one[1:] for one in begun] == [one[1:] for one in got]
+    return [one[1:3] for one in begun]
+
+
+def test_settings_are_such_that_a_state_of_the_model_can_have_them() -> None:
+    assert settings(context_size=4, stop_token_ids=(127,)) == []
+    assert settings(context_size=3) == [("config.context_size", 3)]
+    assert settings(context_size=64) == []
+    assert settings(context_size=65) == [("config.context_size", 65)]
+    assert settings(stop_token_ids=(1, 128)) == [("config.stop_token_ids[1]", (1, 128))]
+    assert settings(logit_bias={128: 1.0}) == [("config.logit_bias.128", {128: 1.0})]
+    assert settings(bad_words_ids=((1, 128),)) == [("config.bad_words_ids[0][1]", ((1, 128),))]
+
+
+def test_a_state_whose_context_is_too_small_does_not_slide() -> None:
+    assert found_by("config", created("a", context_size=1, on_full="slide")) == [
+        (1, "config.on_full", "slide", ANY)
+    ]
+    slides = ConfigChanged(changes=ConfigChanges(on_full="slide"))
+    assert found_by("config", created("a", context_size=1), slides) == [
+        (2, "config.on_full", "slide", ANY)
+    ]
+
+
+def test_a_forwarded_text_has_room() -> None:
+    first = created("abc", context_size=5)
+    assert found_by("room", first, forwarded(3, "de")) == []
+    assert found_by("room", first, forwarded(3, "def")) == [
+        (2, "len(content.tokens)", 3, "at most 2")
+    ]
 
 
 # given a generation / when what it kept is compared / then
@@ -377,10 +442,12 @@ def test_bytes_of_incomplete_characters_are_expected_since_the_schema_that_has_t
     assert content.partial == {1: "79"}
     bare = msgspec.structs.replace(content, partial={})
     event = msgspec.structs.replace(created("abc"), content=bare)
-    for schema, field in ((1, None), (2, "content.partial")):
-        (one,) = occurrences([recorded(event, schema=schema)])
-        found = told(one)
-        assert (found and found.field) == field
+    full = msgspec.structs.replace(created("abc"), content=content)
+    for schema, right, wrong_ in ((1, event, full), (2, full, event)):
+        assert told(*occurrences([recorded(right, schema=schema)])) is None
+        found = told(*occurrences([recorded(wrong_, schema=schema)]))
+        assert found is not None
+        assert found.field == "content.partial"
 
 
 def test_events_without_text_have_nothing_to_compare() -> None:
@@ -390,12 +457,18 @@ def test_events_without_text_have_nothing_to_compare() -> None:
 # given a state that comes from others / when its origin is checked / then
 
 
-def rows_of(story: Story) -> list[Recorded]:
-    return history(*story.events)
+LATER = Position(100)
+"""Where in the log a state began that comes from others."""
 
 
-def origin(created_: StateCreated, *parents: Sequence[Recorded]) -> tuple[str, Any, Any] | None:
-    found = consistency.compare_origin(recorded(created_), parents)
+def rows_of(story: Story, number: int = 0) -> list[Recorded]:
+    return history(*story.events, state_id=state_id(number))
+
+
+def origin(
+    created_: StateCreated, *parents: Sequence[Recorded], position: Position = LATER
+) -> tuple[str, Any, Any] | None:
+    found = consistency.compare_origin(recorded(created_, position=position), parents)
     return (found.field, found.expected, found.actual) if found else None
 
 
@@ -431,8 +504,8 @@ def adopted(story: Story, version: int, index: int) -> StateCreated:
 
 
 def field_of(created_: StateCreated, *parents: Sequence[Recorded]) -> str | None:
-    found = consistency.compare_origin(recorded(created_), parents)
-    return found.field if found else None
+    found = origin(created_, *parents)
+    return found[0] if found else None
 
 
 def wrong(event: StateCreated, path: Path, value: Any) -> StateCreated:
@@ -510,9 +583,13 @@ def test_a_fork_with_a_continuation_of_an_event_that_has_none_is_found() -> None
 def merged() -> tuple[StateCreated, list[list[Recorded]]]:
     stories_ = [Story("abc", on_full="stop"), parent(), Story("abd")]
     stories_[0].forward("de")
-    tokens = concatenate([story.state.content.tokens for story in stories_])
-    event = merge([story.state for story in stories_], text_of((), tokens), **OPTIONS)
-    return event, [rows_of(story) for story in stories_]
+    return merge_of([rows_of(story, number) for number, story in enumerate(stories_)])
+
+
+def merge_of(parents: list[list[Recorded]]) -> tuple[StateCreated, list[list[Recorded]]]:
+    states = [state for rows in parents if isinstance(state := fold(rows), Live)]
+    tokens = concatenate([state.content.tokens for state in states])
+    return merge(states, text_of((), tokens), **OPTIONS), parents
 
 
 def test_a_merge_holds_what_its_parents_hold_in_common_then_their_own_parts() -> None:
@@ -535,3 +612,72 @@ def test_a_merge_of_parents_in_another_order_is_found() -> None:
     event, parents = merged()
     swapped = wrong(event, ("origin", "parents"), lambda old: [old[2], old[1], old[0]])
     assert field_of(swapped, *reversed(parents)) == "content.tokens"
+
+
+def test_what_a_state_comes_from_was_there_before_it() -> None:
+    story = parent()
+    rows, event = rows_of(story)[:4], forked(story, 4)
+    assert rows[-1].position == 4
+    assert origin(event, rows, position=Position(5)) is None
+    for position in (4, 1):
+        found = origin(event, rows, position=Position(position))
+        assert found == ("origin.version", 4, "recorded later, at position 4")
+    event, parents = merged()
+    latest = max(rows[-1].position for rows in parents)
+    assert origin(event, *parents, position=Position(latest + 1)) is None
+    found = origin(event, *parents, position=latest)
+    assert found == ("origin.parents[1].version", latest, f"recorded later, at position {latest}")
+
+
+def test_a_state_cannot_come_from_itself() -> None:
+    event = wrong(
+        created("abc"),
+        ("origin",),
+        {"kind": "fork", "state_id": state_id(), "version": 1, "head_position": 3},
+    )
+    itself = recorded(event)
+    found = consistency.compare_origin(itself, [[itself]])
+    assert found is not None
+    assert found.field == "origin.version"
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 64, 65])
+def test_a_merge_has_from_two_to_sixty_four_parents(count: int) -> None:
+    event, parents = merge_of([rows_of(Story("abc"), number) for number in range(count or 1)])
+    event = wrong(event, ("origin", "parents"), lambda old: old[:count])
+    found = origin(event, *parents[:count])
+    right = 2 <= count <= 64
+    assert found == (None if right else ("len(origin.parents)", count, "from 2 to 64"))
+
+
+def test_no_state_is_merged_with_itself() -> None:
+    event, parents = merge_of([rows_of(Story("abc"), number) for number in (1, 2, 1)])
+    assert origin(event, *parents) == (
+        "origin.parents[2].state_id",
+        state_id(1),
+        "another state",
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "actual"),
+    [
+        ("model_id", "another", "cacher-tiny"),
+        ("model_type", "sequence_classification", "causal_lm"),
+        ("model_revision", "deadbeef", None),
+    ],
+)
+def test_a_state_has_the_model_of_those_it_comes_from(field: str, value: str, actual: Any) -> None:
+    story = parent()
+    event = wrong(forked(story, 4), (field,), value)
+    assert origin(event, rows_of(story)[:4]) == (field, value, actual)
+    event, parents = merged()
+    assert origin(wrong(event, (field,), value), *parents) == (field, value, actual)
+
+
+def test_all_states_that_are_merged_have_one_model() -> None:
+    event, (first, second, third) = merged()
+    beginning = msgspec.structs.replace(created("abd"), model_id=ModelId("another"))
+    assert origin(event, first, second, third) is None
+    third = history(beginning, state_id=state_id(2))
+    assert origin(event, first, second, third) == ("model_id", "cacher-tiny", "another")

@@ -131,6 +131,48 @@ def test_a_token_that_a_parameter_names_is_in_the_vocabulary(
     assert (found[0], found[1], found[3]) == (f"parameters.{inner}.{name}", token, None)
 
 
+def test_a_stop_token_is_in_the_vocabulary() -> None:
+    for make in (lambda: generated(3, "abc"), several, searched):
+        event = changed(make(), ("parameters", "stop_token_ids"), lambda _: [5, 128])
+        assert form(event, 64) == ("parameters.stop_token_ids", 128, "a token from 0 to 127", None)
+
+
+# given an event without results
+
+EMPTY: dict[str, tuple[Callable[[], Event], str]] = {
+    "a beginning": (lambda: created(""), "len(content.tokens)"),
+    "forwarded": (lambda: forwarded(3, ""), "len(content.tokens)"),
+    "continuations": (
+        lambda: changed(several(), ("continuations",), cleared),
+        "len(continuations)",
+    ),
+    "beams": (lambda: changed(searched(), ("beams",), cleared), "len(beams)"),
+    "a beam": (lambda: changed(searched(), ("beams", 1), cleared), "len(beams[1].content.tokens)"),
+}
+
+
+def cleared(value: Any) -> Any:
+    """A value without anything in its lists and texts."""
+    match value:
+        case dict():
+            return {name: cleared(inner) for name, inner in value.items()}
+        case list() | str():
+            return type(value)()
+        case _:
+            return value
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_what_is_never_recorded_without_a_result_has_one(name: str) -> None:
+    make, field = EMPTY[name]
+    assert form(make(), 64) == (field, 0, "at least 1", None)
+
+
+def test_a_generation_may_have_drawn_nothing() -> None:
+    assert form(generated(3, ""), 64) is None
+    assert form(changed(several(), ("continuations", 1), cleared), 64) is None
+
+
 # given a beam search
 
 STEPS: dict[str, tuple[Path, Any, str, int | None]] = {
@@ -155,8 +197,20 @@ def test_the_first_step_goes_on_from_the_text_alone() -> None:
     assert found[:3] == ("steps[0].parents", 1, "a beam from 0 to 0")
 
 
+def one_token(run: Any) -> Any:
+    """A run cut to its first token."""
+    match run:
+        case dict():
+            return {name: one_token(value) for name, value in run.items()}
+        case list():
+            return run[:1]
+        case _:
+            return run
+
+
 def test_more_steps_than_the_context_holds_are_named() -> None:
-    event = changed(searched(), ("beams",), lambda _: [])
+    event = changed(searched(), ("beams",), lambda beams: beams[:1])
+    event = changed(event, ("beams", 0), one_token)
     assert form(event, 7) is None
     assert form(event, 6) == ("len(steps)", 3, "at most 2", None)
 

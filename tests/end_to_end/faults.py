@@ -9,6 +9,8 @@ from domain.chain import blobs_digest
 from domain.events import SCHEMA
 from tests.end_to_end.tampering import blobs, edit, edit_blob, read, set_column
 
+STATE_ID = "SELECT state_id FROM events WHERE position = ?"
+
 Plant = Callable[[sqlite3.Connection, int], None]
 """Changes the event at a position."""
 
@@ -81,8 +83,7 @@ def lengthen(content: Any) -> None:
 
 def remove_state(connection: sqlite3.Connection, position: int) -> None:
     """Remove a state that has but one event."""
-    sql = "SELECT state_id FROM events WHERE position = ?"
-    (state_id,) = connection.execute(sql, (position,)).fetchone()
+    (state_id,) = connection.execute(STATE_ID, (position,)).fetchone()
     connection.execute("DELETE FROM events WHERE state_id = ?", (state_id,))
     connection.execute("DELETE FROM states WHERE state_id = ?", (state_id,))
 
@@ -98,6 +99,47 @@ def rule_out(payload: Any) -> None:
     """Allow but one text, and not its one token."""
     payload["parameters"]["constraint"]["text"] = "a"
     payload["parameters"]["sampling"]["bad_words_ids"] = [[65]]
+
+
+def fork_itself(connection: sqlite3.Connection, position: int) -> None:
+    """Let a state begin with what it holds itself, whatever that is."""
+    (state_id,) = connection.execute(STATE_ID, (position,)).fetchone()
+    count = len(read(connection, position)["content"]["tokens"])
+    origin = {"kind": "fork", "state_id": state_id, "version": 1, "head_position": count}
+    put("origin", value=origin)(connection, position)
+    put("content", "text", value=lambda text: "X" * len(text))(connection, position)
+
+
+def merge_a_later_one(connection: sqlite3.Connection, position: int) -> None:
+    """Let a state be merged with one that began after it: the last one of the log."""
+    (latest,) = connection.execute("SELECT max(position) FROM events").fetchone()
+    (state_id,) = connection.execute(STATE_ID, (latest,)).fetchone()
+    put("origin", "parents", 1, "state_id", value=state_id)(connection, position)
+    put("origin", "parents", 1, "version", value=1)(connection, position)
+
+
+def rewind_instead(connection: sqlite3.Connection, position: int) -> None:
+    """Put a rewind in the place of another event and its logits."""
+    connection.execute("DELETE FROM logits WHERE position = ?", (position,))
+    payload = '{"to_position":1,"type":"head_rewound"}'
+    for name, value in {"type": "head_rewound", "payload": payload, "fingerprint": None}.items():
+        set_column(connection, position, name, value)
+
+
+def as_older(connection: sqlite3.Connection, position: int) -> None:
+    """Pass an event off as one of the first schema, with something that this did not have."""
+    set_column(connection, position, "schema", 1)
+    put("content", "partial", value={"0": "ff"})(connection, position)
+
+
+def no_continuations(connection: sqlite3.Connection, position: int) -> None:
+    without_logits(connection, position)
+    put("continuations", value=[])(connection, position)
+
+
+def fill(payload: Any) -> None:
+    """Leave a state no room."""
+    payload["config"]["context_size"] = len(payload["content"]["tokens"])
 
 
 def another_parent(parent: int) -> int:
@@ -455,5 +497,51 @@ FAULTS |= {
     ),
     "bytes of a token that are none": Fault(
         "generated", put("content", "partial", value={"0": "c3"}), "content.partial"
+    ),
+}
+
+# What no request brings about, although each thing that it says may be so.
+FAULTS |= {
+    "a fork of itself": Fault("opened", fork_itself, "origin.version"),
+    "merged with one that began later": Fault(
+        "merged", merge_a_later_one, "origin.parents[1].version"
+    ),
+    "merged with none": Fault(
+        "merged", put("origin", "parents", value=lambda old: old[:1]), "len(origin.parents)"
+    ),
+    "merged with itself": Fault(
+        "merged",
+        put("origin", "parents", value=lambda old: [*old, old[0]]),
+        "origin.parents[3].state_id",
+    ),
+    "a fork with another model": Fault("forked", put("model_id", value="another"), "model_id"),
+    "a merge with another type of model": Fault(
+        "merged", put("model_type", value="sequence_classification"), "model_type"
+    ),
+    "a fork that says its model's revision": Fault(
+        "forked", put("model_revision", value="deadbeef"), "model_revision"
+    ),
+    "a slide that no text comes after": Fault(
+        "slid on", rewind_instead, "dropped", found_in="slid"
+    ),
+    "a schema before the first": Fault("forwarded", column("schema", 0), "event"),
+    "bytes of a token under a schema that has none": Fault("opened", as_older, "content.partial"),
+    "no continuations at all": Fault("continued", no_continuations, "len(continuations)"),
+    "a search that found nothing": Fault(
+        "searched", in_payload(lambda payload: payload.update(steps=[], beams=[])), "len(beams)"
+    ),
+    "a context above the model's": Fault(
+        "opened", put("config", "context_size", value=10**6), "config.context_size"
+    ),
+    "a context below the tokens held": Fault(
+        "made smaller", put("changes", "context_size", value=3), "config.context_size"
+    ),
+    "a stop token that is not in the vocabulary": Fault(
+        "configured",
+        in_payload(lambda payload: payload["changes"].update(stop_token_ids=[10**6])),
+        "config.stop_token_ids[0]",
+    ),
+    "a text that did not fit": Fault(
+        "created", in_payload(fill), "len(content.tokens)", found_in="forwarded"
     ),
 }

@@ -187,7 +187,22 @@ def removed(name: str, *, found_in: str, broken: str) -> Rearranged:
     return Rearranged(lambda connection, at: remove(connection, at[name]), found_in, [broken])
 
 
+def move(connection: sqlite3.Connection, first: int, second: int) -> None:
+    """Exchange two events of one state, versions and all."""
+    swap(connection, first, second)
+    sql = "SELECT version FROM events WHERE position IN (?, ?) ORDER BY position = ?"
+    versions = [version for (version,) in connection.execute(sql, (first, second, second))]
+    set_column(connection, second, "version", None)
+    set_column(connection, first, "version", versions[1])
+    set_column(connection, second, "version", versions[0])
+
+
 REARRANGED: dict[str, Rearranged] = {
+    "a pair in the order of its versions alone": Rearranged(
+        lambda connection, at: move(connection, at["forwarded"], at["generated"]),
+        "forwarded",
+        ["forwarded", "generated"],
+    ),
     "a removed beginning": removed("created", found_in="forwarded", broken="forwarded"),
     "a removed forward": removed("forwarded", found_in="generated", broken="generated"),
     "a removed generation": removed("generated", found_in="kept in full", broken="configured"),

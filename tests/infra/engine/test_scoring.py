@@ -1,6 +1,6 @@
 """Many texts scored at once: each as if it were alone, what they have in common computed once."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -25,6 +25,7 @@ from infra.engine.recorder import Recorder
 from infra.engine.scheduler import Slice
 from infra.engine.scoring import MAX_WIDTH, Scoring
 from infra.engine.searching import candidates
+from infra.engine.text_tree import branch_off
 from infra.models.tokenizer import Tokenizer
 from tests.infra.engine import small_models
 from tests.infra.engine.asking import request as to_generate
@@ -98,7 +99,7 @@ class Scorer(Bench):
 
 
 @pytest.fixture(scope="module")
-def prepared(folders: dict[str, str | Path]) -> Iterator[Prepared]:
+def prepared(folders: dict[str, str | Path]) -> Prepared:
     loaded = small_models.read(folders["llama"])
     Scorer.tokenizer = loaded.tokenizer
     Scorer.constraints = Constraints(loaded.tokenizer, loaded.vocabulary_size, EOS)
@@ -175,13 +176,35 @@ def test_control_a_copied_block_that_is_not_exact_changes_what_is_found(
 def test_several_texts_are_in_a_pass_but_no_more_than_leave_places_to_others(
     prepared: Prepared,
 ) -> None:
-    scorer = Scorer(prepared, max_rows=64)
-    requests = [asking([*text(1, 50), number, *text(number, 40)], 51) for number in range(12)]
+    scorer = Scorer(prepared, blocks=160, max_sequences=32, max_rows=64)
+    requests = [asking([*text(1, 50), number, *text(number, 40)], 51) for number in range(24)]
     scorer.score(*requests)
     widths = [len(counts) for counts in scorer.passes]
     assert widths[0] == 1
-    assert max(widths) == MAX_WIDTH == 8
+    assert max(widths) == MAX_WIDTH == 16
     assert len(widths) <= 2 + -(-scorer.rows // 64)
+
+
+def search_tree() -> list[ScoreRequest]:
+    """Sixty texts, each scored from where it parts from one before it: what a search went over."""
+    random, texts = Random(1), [text(0, 80)]
+    requests = [asking(texts[0], 50)]
+    while len(texts) < 60:
+        parent = random.randrange(len(texts))
+        parting = random.randrange(requests[parent].start, len(texts[parent]))
+        texts.append([*texts[parent][:parting], *text(len(texts), random.randint(3, 30))])
+        requests.append(asking(texts[-1], parting + 1))
+    random.shuffle(requests)
+    return requests
+
+
+def test_the_tree_of_a_search_takes_few_passes(prepared: Prepared) -> None:
+    requests = search_tree()
+    height = branch_off([r.tokens for r in requests], [r.start for r in requests]).height
+    scorer = Scorer(prepared, blocks=400, max_sequences=32, max_rows=512)
+    assert found(scorer.score(*requests)) == found(alone(prepared, requests))
+    assert scorer.rows == different_beginnings(requests)
+    assert len(scorer.passes) <= height + 1 + -(-len(requests) // MAX_WIDTH)
 
 
 def test_texts_that_part_late_are_computed_together_from_there_on(prepared: Prepared) -> None:
@@ -192,7 +215,7 @@ def test_texts_that_part_late_are_computed_together_from_there_on(prepared: Prep
     ]
     scorer = Scorer(prepared, max_rows=512)
     scorer.score(*requests)
-    assert [len(counts) for counts in scorer.passes] == [1, 1, 4]
+    assert [len(counts) for counts in scorer.passes] == [1, 1, 2]
     assert scorer.rows == different_beginnings(requests)
 
 
@@ -215,6 +238,22 @@ def test_texts_that_are_not_private_find_each_others_blocks(prepared: Prepared) 
     ]
     assert sum(each.tokens_computed for each in scored) == scorer.rows
     assert scorer.pool.hits > 12
+    assert scorer.holds_nothing()
+
+
+def test_what_all_texts_of_a_job_begin_with_is_found_and_kept(prepared: Prepared) -> None:
+    scorer = Scorer(prepared)
+    requests = [asking([*text(1, 70), number, *text(number, 40)], 72) for number in range(6)]
+    expected = found(alone(prepared, requests))
+    for reused in (0, 64):
+        scorer.passes.clear()
+        delivered: list[Any] = []
+        scorer.work(scorer.job(requests, delivered, ROOT))
+        (scored,) = delivered
+        assert found(scored) == expected
+        assert sum(each.tokens_computed for each in scored) == scorer.rows
+        assert sum(each.tokens_reused for each in scored) == reused
+        assert scorer.rows == different_beginnings(requests) - reused
     assert scorer.holds_nothing()
 
 
@@ -256,7 +295,7 @@ def test_whatever_the_texts_and_the_room_the_scores_are_those_of_each_alone(
 def test_scoring_that_is_cancelled_at_any_step_leaves_nothing_behind(
     prepared: Prepared, steps: int
 ) -> None:
-    scorer, delivered = Scorer(prepared, max_rows=64), []
+    scorer, delivered = Scorer(prepared, max_rows=48), []
     job = scorer.job(family(), delivered)
     with scorer.recorder:
         scorer.runner.add(job)
