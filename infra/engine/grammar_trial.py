@@ -21,13 +21,24 @@ TEXTS: Final = 4
 BYTES: Final = 128
 
 
-def limits() -> LLParserLimits:
-    """What one grammar may cost.
+LEXER_FUEL: Final = 100_000
+"""For the lexer's new states in one mask: about ten milliseconds."""
 
-    Those of a step are llguidance's, milliseconds each; a state of the lexer takes about 2 kB.
+
+def limits(lexer_fuel: int = LEXER_FUEL) -> LLParserLimits:
+    """What following a text may cost.
+
+    A row of the parser's chart, one for each lexeme, is built in a time that grows with the cube
+    of its items: a millisecond for the most that may follow a token. All rows of one mask have
+    20,000 items at most: tens of milliseconds. A state of the lexer takes about 2 kB.
     """
     return LLParserLimits(
-        max_lexer_states=50_000, precompute_large_lexemes=False, verbose_errors=False
+        max_items_in_row=300,
+        step_max_items=20_000,
+        step_lexer_fuel=lexer_fuel,
+        max_lexer_states=50_000,
+        precompute_large_lexemes=False,
+        verbose_errors=False,
     )
 
 

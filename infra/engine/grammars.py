@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Final
 
@@ -29,6 +30,7 @@ _ONE_LINE: Final = {
 """Where JSON allows any white space, a text could go on with it for ever."""
 _TRIAL_SECONDS: Final = 20.0
 """By the clock; the trial's own limit is that of its CPU time."""
+_REMEMBERED_TRIALS: Final = 256
 _MAX_MESSAGE: Final = 300
 
 _PLACE: Final = re.compile(r"(?:at )?(\d+)\((\d+)\): ")
@@ -95,13 +97,18 @@ def endures_trial(grammar: str) -> bool:
     Raises:
         RuntimeError: it could not be tried.
     """
-    command = [sys.executable, "-P", grammar_trial.__file__]
     try:
-        trial = subprocess.run(
-            command, input=grammar.encode(), capture_output=True, timeout=_TRIAL_SECONDS
-        )
-    except subprocess.TimeoutExpired:
+        return _tried(grammar)
+    except subprocess.TimeoutExpired:  # not remembered: the machine may have been busy
         return False
+
+
+@lru_cache(_REMEMBERED_TRIALS)
+def _tried(grammar: str) -> bool:
+    command = [sys.executable, "-P", grammar_trial.__file__]
+    trial = subprocess.run(
+        command, input=grammar.encode(), capture_output=True, timeout=_TRIAL_SECONDS
+    )
     if trial.returncode == 1:  # an exception of Python's
         raise RuntimeError(f"a grammar could not be tried: {trial.stderr.decode().strip()}")
     return trial.returncode == 0

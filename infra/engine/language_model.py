@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -17,7 +17,7 @@ from domain.ids import ModelId, TokenId
 from domain.ports import CacheCounters, Numerics, Tier
 from domain.work import BeamRequest, BeamsFound, GenerationRequest, Scored, ScoreRequest, Step
 from infra.engine.blocks import BLOCK_TOKENS, BlockPool, block_keys, blocks_for
-from infra.engine.constraints import Constraints
+from infra.engine.constraints import Constraints, Language
 from infra.engine.engine import Engine
 from infra.engine.executor import Executor, prepare
 from infra.engine.fingerprint import fingerprint
@@ -154,19 +154,10 @@ class TransformersModel:
         if request.max_new == 0:
             return
         inbox: asyncio.Queue[Step | Exception | None] = asyncio.Queue()
-        jobs = [
-            Generation(
-                request,
-                branch,
-                root=self._root,
-                tokenizer=self._tokenizer,
-                constraints=self._constraints,
-                eos_token_ids=self.eos_token_ids,
-                deliver=_deliver_to(inbox),
-                recorder=self._engine.recorder,
-            )
-            for branch in range(request.branches)
-        ]
+        begin = functools.partial(self._generations, request, _deliver_to(inbox))
+        constraint = request.drawing.constraint
+        async with self._compiled([constraint]):
+            jobs = await asyncio.to_thread(begin) if constraint else begin()
         unfinished = len(jobs)
         try:
             for job in jobs:
@@ -182,6 +173,24 @@ class TransformersModel:
         finally:
             for job in jobs:
                 self._engine.cancel(self._runner, job)
+
+    def _generations(
+        self, request: GenerationRequest, deliver: Callable[[Step | Exception | None], None]
+    ) -> list[Generation]:
+        """A job for each branch; a constraint reads what the call drew before, which can take."""
+        return [
+            Generation(
+                request,
+                branch,
+                root=self._root,
+                tokenizer=self._tokenizer,
+                constraints=self._constraints,
+                eos_token_ids=self.eos_token_ids,
+                deliver=deliver,
+                recorder=self._engine.recorder,
+            )
+            for branch in range(request.branches)
+        ]
 
     async def search(self, request: BeamRequest) -> BeamsFound:
         """Continue a text by beam search. Cancelling it ends the work and frees its memory."""
@@ -212,7 +221,17 @@ class TransformersModel:
             deliver=_deliver_to(inbox),
             recorder=self._engine.recorder,
         )
-        return await self._result(job, inbox)
+        redraws = (redraw for request in requests for redraw in request.redraws)
+        async with self._compiled(redraw.drawing.constraint for redraw in redraws):
+            return await self._result(job, inbox)
+
+    @contextlib.asynccontextmanager
+    async def _compiled(
+        self, constraints: Iterable[Constraint | None]
+    ) -> AsyncGenerator[list[Language], None]:
+        """Holds constraints compiled, so that no thread that others wait for has to do it."""
+        held = [await self._constraints.language(each) for each in set(constraints) if each]
+        yield held
 
     async def _result(self, job: Job, inbox: "asyncio.Queue[Item | Exception]") -> Item:
         """What a job delivers once it is done."""
@@ -227,7 +246,7 @@ class TransformersModel:
 
     async def check_constraint(self, constraint: Constraint) -> None:
         """Make sure that a text can be held to a constraint; see the port."""
-        await asyncio.to_thread(self._constraints.check, constraint)
+        await self._constraints.language(constraint)
 
     def fulfils(self, constraint: Constraint, tokens: Sequence[TokenId]) -> bool:
         """Whether tokens satisfy a constraint that allows nothing after them."""
@@ -283,7 +302,7 @@ class TransformersModel:
     def _start(self, job: Job) -> None:
         if not self._runner.scheduler.fits(job.text):
             raise TooLarge(
-                f"{job.text.width} texts of {job.text.limit} tokens do not fit the KV cache together:"
+                f"{job.text.width} texts of {job.text.limit} tokens do not fit the KV cache:"
                 " ask for less, or raise CACHER_HOT_CACHE_BYTES"
             )
         self._engine.start(self._runner, job)

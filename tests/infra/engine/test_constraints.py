@@ -1,12 +1,15 @@
 """Texts held to a language: every token that may come may, no other, and what comes out parses."""
 
+import asyncio
 import json
 import re
 from collections.abc import Sequence
 from random import Random
 from threading import Event
+from time import sleep
 from typing import Any, Final, Literal
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import assume, example, given, settings
@@ -15,13 +18,16 @@ from hypothesis import strategies as st
 from domain.config import Constraint, SamplingParameters
 from domain.errors import InvalidInput
 from domain.ids import TokenId
+from domain.work import GenerationRequest, ScoreRequest
 from infra.engine import constraints as module
-from infra.engine import sampler
+from infra.engine import grammars, sampler
 from infra.engine.constraints import Constraints, Mask, Matcher
+from infra.engine.language_model import TransformersModel
 from infra.engine.processors import Processors
 from infra.models.loader import Loaded
 from infra.models.tokenizer import Tokenizer
 from tests.infra.engine import small_models
+from tests.infra.engine.asking import redraw, request, steps, tokens_of
 
 Kind = Literal["regex", "json_schema", "lark"]
 
@@ -424,7 +430,7 @@ def test_a_constraint_that_cannot_be_is_refused_with_its_place(
     constraints: Constraints, kind: Kind, malformed: str, where: str
 ) -> None:
     with pytest.raises(InvalidInput) as refusal:
-        constraints.check(constraint(kind, malformed))
+        constraints.matcher(constraint(kind, malformed))
     assert refusal.value.facts["field"] == f"constraint.{kind}"
     (problem,) = refusal.value.facts["errors"]
     assert where in problem.message
@@ -451,7 +457,7 @@ def test_a_constraint_that_would_harm_the_server_is_refused(
 ) -> None:
     kind, hostile = HOSTILE[name]
     with pytest.raises(InvalidInput, match=r"constraint.lark: it is too complex"):
-        constraints.check(constraint(kind, hostile))
+        constraints.matcher(constraint(kind, hostile))
 
 
 # Limits, sharing and threads.
@@ -459,22 +465,142 @@ def test_a_constraint_that_would_harm_the_server_is_refused(
 NOWHERE: Final = " & ".join(f"~/.*a.{{{distance}}}/" for distance in range(20))
 SPLIT: Final = Constraint(kind="lark", text=f'start: /[0-9]+/ | "x" X\nX: /.*/ & {NOWHERE}')
 """After x its lexer has more states than may be found in one step."""
+AMBIGUOUS: Final = Constraint(kind="lark", text='start: s\ns: s s s | "a" | "b" | \n')
+"""The ways to read a text grow with its length, and what a mask takes with them."""
+
+LEAVES: Final[list[dict[str, Any]]] = [
+    {"type": "string", "maxLength": 200},
+    {"type": "number"},
+    {"type": "array", "items": {"type": "array", "items": {"type": "object"}}},
+    {"anyOf": [{"type": "null"}, {"type": "array", "items": {"type": "string"}}]},
+    {"type": "string", "pattern": "^[a-z]{1,200}@x$"},
+]
+WIDE: Final = {
+    "type": "object",
+    "properties": {f"property_{i}": LEAVES[i % len(LEAVES)] for i in range(40)},
+}
+USUAL: Final[dict[str, tuple[Kind, str]]] = {
+    "optional properties": ("json_schema", json.dumps(WIDE)),
+    "required properties": (
+        "json_schema",
+        json.dumps(WIDE | {"required": list(WIDE["properties"]), "additionalProperties": False}),
+    ),
+    "arithmetic": (
+        "lark",
+        'start: term (("+" | "-") term)*\nterm: factor (("*" | "/") factor)*\n'
+        'factor: /[0-9]+(\\.[0-9]+)?/ | /[a-z]+/ | "(" start ")" | "-" factor\n%ignore " "',
+    ),
+    "a query": (
+        "lark",
+        'start: "SELECT " columns " FROM " NAME (" WHERE " condition)? ";"\n'
+        'columns: "*" | NAME (", " NAME)*\ncondition: test ((" AND " | " OR ") test)*\n'
+        'test: NAME (" = " | " < ") value | "(" condition ")" | "NOT " test\n'
+        'value: /[0-9]{1,9}/ | NAME | "(" start ")"\nNAME: /[a-z_]{1,30}/',
+    ),
+    "repeats": ("regex", r"([A-Z][a-z ,]{10,200}\. ){1,200}"),
+}
 
 
-def test_a_text_that_exceeds_the_limits_is_an_error_and_harms_no_other(
-    constraints: Constraints, loaded: Loaded
+def push(matcher: Matcher, tokens: Sequence[TokenId]) -> Mask:
+    """The mask after ``tokens``, each of which is preceded by its own."""
+    for token in tokens:
+        matcher.allowed()
+        matcher.push(token)
+    return matcher.allowed()
+
+
+def wait_for_one_language(constraints: Constraints) -> None:
+    """Until the threads have let go of what they compiled, and of jobs that are done."""
+    for _ in range(5000):
+        if len(constraints._languages) == 1:
+            return
+        sleep(0.001)
+    raise AssertionError(list(constraints._languages))
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The text of every constraint that is tried and compiled."""
+    texts: list[str] = []
+
+    class Counted(module.Language):
+        def __init__(self, constraint: Constraint, *rest: Any) -> None:
+            texts.append(constraint.text)
+            super().__init__(constraint, *rest)
+
+    monkeypatch.setattr(module, "Language", Counted)
+    return texts
+
+
+@pytest.fixture
+def fresh(loaded: Loaded) -> Constraints:
+    return Constraints(loaded.tokenizer, loaded.vocabulary_size, loaded.eos_token_ids)
+
+
+@pytest.mark.parametrize("name", USUAL)
+def test_usual_constraints_stay_within_the_limits(constraints: Constraints, name: str) -> None:
+    for seed in range(3):
+        matcher, choice = constraints.matcher(constraint(*USUAL[name])), Random(seed)
+        for _ in range(120):
+            if not (allowed := sorted(ids(matcher.allowed()) - {EOS})):
+                break
+            matcher.push(TokenId(choice.choice(allowed)))
+
+
+async def test_a_text_that_gets_too_ambiguous_is_an_error_at_once_and_others_go_on(
+    tiny: TransformersModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def push(matcher: Matcher, said: str) -> Mask:
-        for token in loaded.tokenizer.encode(said, beginning=False):
-            matcher.allowed()
-            matcher.push(token)
-        return matcher.allowed()
+    retraced: list[Sequence[TokenId]] = []
+    monkeypatch.setattr(module.Language, "retraced", lambda _, tokens: retraced.append(tokens))
+    never_ends = msgspec.structs.replace(SAMPLING, logit_bias={EOS: -100.0})
+    drawn: list[str] = []
 
+    async def draw(name: str, asked: GenerationRequest) -> None:
+        steps = tiny.generate(asked)
+        while await anext(steps, None):
+            drawn.append(name)
+
+    await tiny.check_constraint(AMBIGUOUS)
+    other = asyncio.create_task(draw("other", request([6], 600, sampling=never_ends)))
+    with pytest.raises(InvalidInput, match=r"constraint.lark: it is too complex: .* max is 300"):
+        await draw("bomb", request([5], 900, sampling=never_ends, constraint=AMBIGUOUS))
+    count = drawn.count("bomb")
+    assert 30 < count < 200
+    meanwhile = drawn[drawn.index("bomb") :]
+    assert meanwhile.count("other") >= count // 2
+    await other
+    assert drawn.count("other") == 600
+    assert retraced == []
+
+
+def test_a_text_that_exceeds_the_lexers_limits_is_an_error_and_harms_no_other(
+    constraints: Constraints, tokenizer: Tokenizer, fresh: Constraints
+) -> None:
+    digits = tokenizer.encode("1234", beginning=False)
+    expected = push(fresh.matcher(SPLIT), digits)
+    other = constraints.matcher(SPLIT, digits[:1])
+    wrong = constraints.matcher(SPLIT)
     with pytest.raises(InvalidInput, match=r"constraint.lark: it is too complex: "):
-        push(constraints.matcher(SPLIT), "xa the apple and a cat")
-    alone = Constraints(loaded.tokenizer, loaded.vocabulary_size, loaded.eos_token_ids)
-    expected = push(alone.matcher(SPLIT), "1234")
-    assert push(constraints.matcher(SPLIT), "1234").tobytes() == expected.tobytes()
+        push(wrong, tokenizer.encode("xa the apple and a cat", beginning=False))
+    assert wrong._alone
+    assert not other._alone
+    assert push(other, digits[1:]).tobytes() == expected.tobytes()
+    assert other._alone
+    later = constraints.matcher(SPLIT)
+    assert push(later, digits).tobytes() == expected.tobytes()
+    assert not later._alone
+
+
+def test_following_a_text_again_is_bounded(
+    fresh: Constraints, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = fresh.matcher(SPLIT, tokenizer.encode("12", beginning=False))
+    other.allowed()
+    with pytest.raises(InvalidInput):
+        push(fresh.matcher(SPLIT), tokenizer.encode("xa the apple", beginning=False))
+    monkeypatch.setattr(module, "RETRACE_SECONDS", 0.0)
+    with pytest.raises(InvalidInput, match=r"constraint.lark: it is too complex: other texts"):
+        push(other, tokenizer.encode("34", beginning=False))
 
 
 def test_masks_are_the_same_after_other_texts_have_taught_the_lexer(
@@ -509,13 +635,79 @@ def test_masks_are_computed_beside_the_thread_that_pushes(
 
 
 def test_compiled_constraints_are_kept_and_bounded(
-    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+    fresh: Constraints, compiled: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_LANGUAGES", 2)
-    constraints = Constraints(loaded.tokenizer, loaded.vocabulary_size, loaded.eos_token_ids)
     for regex in ("a", "b", "a", "c", "a", "b"):
-        constraints.check(constraint("regex", regex))
-        kept = list(constraints._languages.values())
-        constraints.matcher(constraint("regex", regex))
-        assert list(constraints._languages.values()) == kept  # copied, not compiled
-    assert [language.text for language in constraints._languages] == ["a", "b"]
+        for _ in range(2):
+            fresh.matcher(constraint("regex", regex))
+    assert compiled == ["a", "b", "c", "b"]
+    assert sorted(language.text for language in fresh._languages) == ["a", "b"]
+
+
+async def test_a_constraint_that_is_held_is_not_compiled_again(
+    fresh: Constraints, compiled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_LANGUAGES", 1)
+    held = await fresh.language(constraint("regex", "once"))
+    matcher = fresh.matcher(constraint("regex", "matched"))
+    for regex in ("other", "matched", "once"):
+        await fresh.language(constraint("regex", regex))
+    assert compiled == ["once", "matched", "other"]
+    trials = grammars._tried.cache_info().misses
+    del held, matcher
+    await asyncio.to_thread(wait_for_one_language, fresh)
+    for regex in ("other", "matched", "once"):
+        await fresh.language(constraint("regex", regex))
+    assert compiled == ["once", "matched", "other", "other", "matched", "once"]
+    assert grammars._tried.cache_info().misses == trials
+
+
+@pytest.mark.parametrize("regex", ["together", "(together"])
+async def test_equal_constraints_at_once_are_compiled_once_and_remembered(
+    fresh: Constraints, compiled: list[str], regex: str
+) -> None:
+    asked = [asyncio.create_task(fresh.language(constraint("regex", regex))) for _ in range(3)]
+    await asyncio.sleep(0)
+    asked[0].cancel()
+    found = await asyncio.gather(*asked, return_exceptions=True)
+    again = await asyncio.gather(fresh.language(constraint("regex", regex)), return_exceptions=True)
+    assert isinstance(found[0], asyncio.CancelledError)
+    assert len({str(one) for one in (*found[1:], *again)}) == 1
+    assert isinstance(again[0], InvalidInput) == regex.startswith("(")
+    assert compiled == [regex]
+
+
+async def test_drawing_and_redrawing_find_their_constraints_compiled(
+    tiny: TransformersModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_LANGUAGES", 1)
+    of = tiny._constraints
+    found: list[bool] = []
+    make = of.matcher
+
+    def matcher(constraint: Constraint, tokens: Sequence[TokenId] = ()) -> Matcher:
+        found.append(constraint in of._languages)
+        return make(constraint, tokens)
+
+    monkeypatch.setattr(of, "matcher", matcher)
+    asked = [request([5], 4, constraint=constraint("regex", f"[{c}]{{9}}")) for c in "pqr"]
+    made = [await steps(tiny, each) for each in asked]
+    assert found == [True, True, True]
+    await tiny.check_constraint(constraint("regex", "something else"))
+    await asyncio.to_thread(wait_for_one_language, of)
+    assert not any(each.drawing.constraint in of._languages for each in asked)
+    scored = await tiny.score(
+        [
+            ScoreRequest(
+                tokens=(TokenId(5), *(TokenId(token) for token in tokens_of(drawn))),
+                start=1,
+                redraws=(redraw(1, 4, each),),
+            )
+            for each, drawn in zip(asked, made, strict=True)
+        ]
+    )
+    assert [one.redrawn for one in scored] == [
+        tuple(step.drawn for step in drawn) for drawn in made
+    ]
+    assert found == [True] * 6
