@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# Most tests wait for a server as much as they compute; those of one file share theirs.
+TWO_AT_A_TIME := -n 2 --dist loadfile
 
 .PHONY: run test check format bench soak
 
@@ -9,13 +11,13 @@ run: $(INSTALLED)  ## serve the embedded model on http://127.0.0.1:8000
 	CACHER_MODEL_NAME=$${CACHER_MODEL_NAME:-cacher-tiny} $(BIN)/cacher serve
 
 test: $(INSTALLED)  ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TWO_AT_A_TIME)
 
 check: $(INSTALLED)  ## lint, types and tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TWO_AT_A_TIME)
 
 format: $(INSTALLED)  ## format and sort
 	$(BIN)/ruff format .
