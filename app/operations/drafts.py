@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from domain import decide
 from domain.chain import blobs_digest
 from domain.events import (
     ContextSlid,
@@ -55,10 +56,9 @@ class TokensDraft:
         """Whether there is a text to be drawn."""
         return not self._ended
 
-    @property
-    def _slides(self) -> bool:
-        state = self._state
-        return state.config.on_full == "slide" and not state.room and self._left > 0
+    def _slide(self) -> ContextSlid | None:
+        """The slide that the next text needs before it, if there is to be one."""
+        return None if self._state.room or not self._left else decide.slide(self._state)
 
     @property
     def _left(self) -> int:
@@ -66,8 +66,8 @@ class TokensDraft:
 
     def request(self) -> GenerationRequest:
         """Asks for the next text, after the slide that makes room for it where one is needed."""
-        if self._slides:
-            self._append(ContextSlid(dropped=self._state.config.slide_count))
+        if slide := self._slide():
+            self._append(slide)
         state = self._state
         return GenerationRequest(
             tokens=state.content.tokens,
@@ -105,7 +105,7 @@ class TokensDraft:
         self._append(event, logits)
         self._prior += drawn.content.tokens
         self._said += drawn.content.text
-        self._ended = event.finish_reason != "context_full" or not self._slides
+        self._ended = event.finish_reason != "context_full" or self._slide() is None
 
     def cancel(self) -> None:
         """The call is cut off here, which may be where a full state was about to slide."""

@@ -11,6 +11,7 @@ from app import answers
 from app.operations.drafts import ContinuationsDraft, TokensDraft
 from app.schemas import StreamedToken
 from app.service import Call, Service
+from app.turns import Turns
 from domain import decide, plan
 from domain.errors import NothingToResume
 from domain.events import ContinuationsGenerated, GenerationStarted, Recorded, TokensGenerated
@@ -127,13 +128,13 @@ async def ahead(items: Items) -> Items:
         producer.cancel()
 
 
-async def counted(service: Service, items: Items) -> Items:
-    """``items``, one of no more streams than may be open, read or not.
+async def counted(streams: Turns, items: Items) -> Items:
+    """``items``, which are one of no more ``streams`` than may be open, read or not.
 
     Raises:
         QueueFull: there are too many.
     """
-    async with service.streams.turn(object()), aclosing(items):
+    async with streams.turn(object()), aclosing(items):
         async for item in items:
             yield item
 

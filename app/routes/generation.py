@@ -120,7 +120,7 @@ async def _respond(
 ) -> Response[Any]:
     """The answer to a generation, as one document or as a stream of events."""
     if streamed:
-        items = counted(service, ahead(items))
+        items = counted(service.streams, ahead(items))
         return await _stream(request, items, answer, -1 if after is None else after)
     try:
         view = answer(await _unless_left(request, _made(items)))

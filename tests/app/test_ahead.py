@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from app.operations.generation import ahead
+from app.operations.generation import ahead, counted
+from app.turns import Turns
+from domain.errors import QueueFull
 
 
 async def numbers(produced: list[Any], count: int) -> AsyncGenerator[Any, None]:
@@ -79,3 +81,15 @@ async def test_an_error_reaches_the_reader_after_what_came_before() -> None:
     assert await anext(items) == 1
     with pytest.raises(ValueError, match="no more"):
         await anext(items)
+
+
+async def test_no_more_streams_are_open_than_may_be_until_one_is_closed() -> None:
+    streams = Turns(1)
+    first, second = (counted(streams, ahead(numbers([], 3))) for _ in range(2))
+    assert [item async for item in first] == [0, 1, 2]
+    third = counted(streams, ahead(numbers([], 3)))
+    assert await anext(third) == 0
+    with pytest.raises(QueueFull):
+        await anext(second)
+    await third.aclose()
+    assert streams.held == 0
