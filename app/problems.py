@@ -11,12 +11,14 @@ from litestar.types import ExceptionHandlersMap
 
 from app.schemas import Problem
 from domain.errors import (
+    BrokenExport,
     Conflict,
     InvalidInput,
     NotFound,
     PreconditionFailed,
     QueueFull,
     Refusal,
+    StateIsErased,
     TooLarge,
     Unavailable,
 )
@@ -26,6 +28,8 @@ STATUS: Final[dict[type[Refusal], int]] = {
     InvalidInput: 400,
     NotFound: 404,
     Conflict: 409,
+    StateIsErased: 410,
+    BrokenExport: 400,
     PreconditionFailed: 412,
     TooLarge: 413,
     QueueFull: 429,
@@ -45,6 +49,7 @@ _TITLES: Final = {
     404: "Not found",
     405: "Method not allowed",
     409: "Conflict",
+    410: "Gone",
     412: "Precondition failed",
     413: "Too large",
     415: "Unsupported media type",
@@ -57,7 +62,7 @@ RESPONSES: Final = {
     status: ResponseSpec(
         Problem, generate_examples=False, description=_TITLES[status], media_type=MEDIA_TYPE
     )
-    for status in (400, 404, 409, 412, 413, 415, 429, 503)
+    for status in (400, 404, 409, 410, 412, 413, 415, 429, 503)
 }
 """What any route may answer instead, for the OpenAPI document."""
 

@@ -23,6 +23,10 @@ class Settings(Struct, frozen=True, kw_only=True):
     of the machine. ``default_seed`` may be ``null``: a fresh seed for every generation.
     ``hot_cache_bytes`` bounds the KV caches of all models together, ``host_cache_bytes`` what the
     host keeps of them where the device is a GPU.
+
+    ``erasable`` matters when a log is made. ``signing_key`` is the path of a PEM file with an
+    Ed25519 private key. Stored logits are kept as long and as many as the last two say; 0: for
+    ever, and all of them.
     """
 
     model_name: Annotated[str, Meta(min_length=1)] = "gpt2"
@@ -49,6 +53,11 @@ class Settings(Struct, frozen=True, kw_only=True):
     max_queue: Annotated[int, Meta(ge=1, le=100_000)] = 256
     max_models: Annotated[int, Meta(ge=1, le=64)] = 2
     max_body_bytes: Annotated[int, Meta(ge=1024)] = 4 << 20
+    max_import_bytes: Annotated[int, Meta(ge=1024)] = 64 << 20
+    erasable: bool = False
+    signing_key: str | None = None
+    logits_max_days: Annotated[int, Meta(ge=0, le=36_500)] = 0
+    logits_max_bytes: Annotated[int, Meta(ge=0)] = 0
 
     @property
     def thread_count(self) -> int:

@@ -8,19 +8,26 @@ later that nothing before it was altered, removed or reordered.
 
 import hashlib
 import struct
-from typing import Final
+from typing import Any, Final
 
 from msgspec import Struct
 
 from domain.errors import ChainBroken
 from domain.ids import Position, StateId, Version
 
+SEALED: Final = '{"sealed":'
+"""What a sealed payload begins with: it is JSON as well, with the ciphertext in base64."""
+
 
 class Row(Struct, frozen=True, kw_only=True):
     """One stored event, as it lies in the log.
 
     ``version`` is null for an event that leaves its state as it was; ``at_version`` then says
-    which version it looked at. ``recorded_at`` is RFC 3339, UTC, with microseconds.
+    which version it looked at. ``recorded_at`` is RFC 3339, UTC, with microseconds. ``source``
+    is JSON of where an imported event comes from (:class:`domain.transfer.Source`).
+
+    A sealed payload is ciphertext; ``opened`` is what it holds, for whoever has the key. It is no
+    column.
     """
 
     position: Position
@@ -36,6 +43,21 @@ class Row(Struct, frozen=True, kw_only=True):
     request_id: str
     previous_hash: bytes
     hash: bytes
+    source: str | None = None
+    opened: str | None = None
+
+    @property
+    def sealed(self) -> bool:
+        """Whether the payload is ciphertext."""
+        return self.payload.startswith(SEALED)
+
+    def columns(self) -> tuple[Any, ...]:
+        """What is stored of it, in order."""
+        return tuple(getattr(self, name) for name in COLUMNS)
+
+
+COLUMNS: Final = tuple(name for name in Row.__struct_fields__ if name != "opened")
+"""The columns of a stored row, in order."""
 
 
 class Head(Struct, frozen=True):
@@ -66,7 +88,10 @@ def _column(value: int | str | None) -> bytes:
 
 
 def row_hash(row: Row) -> bytes:
-    """SHA-256 over the previous hash and every column of ``row`` but the hash itself."""
+    """SHA-256 over the previous hash and every column of ``row`` but the hash itself.
+
+    The source is a column where there is one: a row of an event that was not imported has none.
+    """
     columns = (
         row.position,
         row.state_id,
@@ -79,6 +104,7 @@ def row_hash(row: Row) -> bytes:
         row.recorded_at,
         row.actor,
         row.request_id,
+        *(() if row.source is None else (row.source,)),
     )
     return hashlib.sha256(row.previous_hash + b"".join(map(_column, columns))).digest()
 

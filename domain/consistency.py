@@ -26,8 +26,8 @@ from domain.events import (
     TextForwarded,
     TokensGenerated,
 )
-from domain.ids import StateId, TokenId, Version
-from domain.origin import Fork, Merge, New, Origin
+from domain.ids import TokenId
+from domain.origin import Fork, Merge, New, Origin, parents_of
 from domain.replay import Divergence, Occurrence, divergence, runs_of
 from domain.state import Live, fold, join, take
 from domain.stopping import Stopping
@@ -46,17 +46,6 @@ Fulfils = Callable[[Constraint, Sequence[TokenId]], bool]
 
 
 # where a state comes from
-
-
-def parents_of(origin: Origin) -> tuple[tuple[StateId, Version], ...]:
-    """The states that a state comes from, each at the version that it had then."""
-    match origin:
-        case New():
-            return ()
-        case Fork():
-            return ((origin.state_id, origin.version),)
-        case Merge():
-            return tuple((parent.state_id, parent.version) for parent in origin.parents)
 
 
 def compare_origin(

@@ -12,6 +12,7 @@ from domain.errors import (
     NotAPrefix,
     PreconditionFailed,
     StateIsDeleted,
+    StateIsErased,
     StateNotFound,
     TooLarge,
     invalid,
@@ -32,22 +33,24 @@ from domain.events import (
 )
 from domain.ids import ModelId, StateId, TokenId, Version
 from domain.origin import ContinuationId, Fork, Merge, New, Parent
-from domain.state import Live, State, join, take
+from domain.state import Deleted, Erased, Live, State, join, take
 
 
 def live(state: State | None, state_id: StateId) -> Live:
     """The state, if it takes operations.
 
     Raises:
-        StateNotFound, StateIsDeleted: it does not.
+        StateNotFound, StateIsDeleted, StateIsErased: it does not.
     """
     match state:
         case None:
             raise StateNotFound(state_id)
         case Live():
             return state
-        case deleted:
-            raise StateIsDeleted(state_id, deleted.deleted_at)
+        case Deleted():
+            raise StateIsDeleted(state_id, state.deleted_at)
+        case Erased():
+            raise StateIsErased(state_id, state.erased_at)
 
 
 def check_precondition(state: Live, if_match: Version | None) -> None:

@@ -8,13 +8,19 @@
      |   |- StateNotFound       never existed
      |   |- StateIsDeleted      existed; its events stay readable
      |   |- VersionNotFound     the state has no such version
-     |   `- ModelNotFound       not a model that clients may name
+     |   |- ModelNotFound       not a model that clients may name
+     |   `- ReplayNotFound      no such replay, or its report is kept no more
+     |- StateIsErased           existed; what it held was destroyed
      |- Conflict
      |   |- VersionConflict     the state has moved on since it was read
      |   |- FingerprintChanged  the stream to resume began under other numerics
      |   |- NothingToResume     no stream was begun by this request
      |   |- NotAPrefix          the tokens of that version do not begin the state's tokens
-     |   `- IdempotencyKeyReused  the key was used for another request
+     |   |- IdempotencyKeyReused  the key was used for another request
+     |   |- StateExists         a state to import is there already
+     |   |- HasDescendants      other states hold what is to be erased
+     |   `- NotErasable         the log was not created erasable
+     |- BrokenExport            a file to import that does not prove what it holds
      |- PreconditionFailed      If-Match names another version
      |- TooLarge                text or tokens that do not fit the context
      |- QueueFull               too much is waiting already; try again later
@@ -25,6 +31,7 @@
     LogError                    the log itself is wrong; nobody's request is to blame
      |- ChainBroken             a stored row does not match its hash
      |- UnknownEvent            an event of a newer release, or not an event at all
+     |- EventErased             the event is sealed and its key was destroyed
      |- SchemaTooNew            the database was written by a newer release
      |- MigrationChanged        an applied migration's text is not what was applied
      `- LogIsLocked             another process writes to this log
@@ -132,6 +139,31 @@ class ModelNotFound(NotFound):
         )
 
 
+class ReplayNotFound(NotFound):
+    """There is no replay of this id."""
+
+    slug = "replay-not-found"
+
+    def __init__(self, replay_id: str) -> None:
+        super().__init__(
+            f"there is no replay {replay_id!r}, or its report is not kept any more",
+            replay_id=replay_id,
+        )
+
+
+class StateIsErased(Refusal):
+    """What the state held was destroyed for good."""
+
+    slug = "state-erased"
+
+    def __init__(self, state_id: StateId, erased_at: str) -> None:
+        super().__init__(
+            f"state {state_id!r} was erased at {erased_at}: what it held cannot be read again",
+            state_id=state_id,
+            erased_at=erased_at,
+        )
+
+
 class Conflict(Refusal):
     """The request does not fit what has happened since."""
 
@@ -206,6 +238,48 @@ class IdempotencyKeyReused(Conflict):
         )
 
 
+class StateExists(Conflict):
+    """A state to import is there already."""
+
+    slug = "state-exists"
+
+    def __init__(self, state_id: StateId) -> None:
+        super().__init__(
+            f"state {state_id!r} is in this log already; nothing was imported", state_id=state_id
+        )
+
+
+class HasDescendants(Conflict):
+    """Other states hold what is to be erased."""
+
+    slug = "has-descendants"
+
+    def __init__(self, state_id: StateId, descendants: tuple[StateId, ...]) -> None:
+        super().__init__(
+            f"{len(descendants)} states hold what state {state_id!r} held: erase them too with"
+            " forks=true",
+            state_id=state_id,
+            descendants=descendants,
+        )
+
+
+class NotErasable(Conflict):
+    """The log keeps what states hold unsealed."""
+
+    slug = "not-erasable"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "nothing can be erased from this log: it was not created with CACHER_ERASABLE=1"
+        )
+
+
+class BrokenExport(Refusal):
+    """A file to import that does not prove what it holds; nothing was imported."""
+
+    slug = "broken-export"
+
+
 class PreconditionFailed(Refusal):
     """``If-Match`` names a version that is not the state's."""
 
@@ -276,6 +350,14 @@ class UnknownEvent(LogError):
 
     def __init__(self, position: Position, reason: str) -> None:
         super().__init__(f"position {position}: {reason}")
+        self.position = position
+
+
+class EventErased(LogError):
+    """The event is sealed, and its key was destroyed or is not here."""
+
+    def __init__(self, position: Position) -> None:
+        super().__init__(f"position {position}: sealed, and there is no key to it")
         self.position = position
 
 

@@ -24,11 +24,11 @@ from domain.config import (
     StateConfig,
     TopKLogits,
 )
-from domain.errors import UnknownEvent
+from domain.errors import EventErased, UnknownEvent
 from domain.ids import ModelId, Position, Seed, StateId, TokenId, Version
 from domain.origin import Origin
 
-SCHEMA: Final = 2
+SCHEMA: Final = 3
 """Number of the payload schema that this release writes; it reads this one and all before."""
 
 FinishReason = Literal[
@@ -305,6 +305,20 @@ class StateDeleted(
     """The state takes no more operations."""
 
 
+class StateErased(
+    Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    tag_field="type",
+    tag="state_erased",
+):
+    """What the state held can never be read again: the key to its events was destroyed.
+
+    This event itself is not sealed.
+    """
+
+
 Event = (
     StateCreated
     | TextForwarded
@@ -315,6 +329,7 @@ Event = (
     | ConfigChanged
     | HeadRewound
     | StateDeleted
+    | StateErased
 )
 
 
@@ -341,20 +356,6 @@ class Recorded(Struct, frozen=True):
         return self.row.version
 
 
-class GenerationStarted(Struct, frozen=True, kw_only=True):
-    """The intent of a streamed generation, kept outside the state's versions.
-
-    Written before the first token leaves, so that a crash in mid-stream leaves a trace and the
-    same tokens can be drawn again.
-    """
-
-    state_id: StateId
-    base_version: Version
-    parameters: GenerationParameters
-    seed: Seed
-    fingerprint: str
-
-
 _decoder: Final[msgspec.json.Decoder[Event]] = msgspec.json.Decoder(Event)
 
 
@@ -375,11 +376,15 @@ def decode(row: Row) -> Recorded:
 
     Raises:
         UnknownEvent: an unknown schema or tag, or a payload that is not that event.
+        EventErased: it is sealed and there is no key.
     """
+    payload = row.opened if row.sealed else row.payload
+    if payload is None:
+        raise EventErased(row.position)
     if not 1 <= row.schema <= SCHEMA:
         raise UnknownEvent(row.position, f"schema {row.schema} is newer than {SCHEMA}, or none")
     try:
-        event = _decoder.decode(row.payload)
+        event = _decoder.decode(payload)
     except msgspec.DecodeError as error:
         raise UnknownEvent(row.position, f"not a known event: {error}") from error
     if event_type(event) != row.type:

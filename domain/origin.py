@@ -52,3 +52,14 @@ class Merge(
 
 
 Origin = New | Fork | Merge
+
+
+def parents_of(origin: Origin) -> tuple[tuple[StateId, Version], ...]:
+    """The states that a state comes from, each at the version that it had then."""
+    match origin:
+        case New():
+            return ()
+        case Fork():
+            return ((origin.state_id, origin.version),)
+        case Merge():
+            return tuple((parent.state_id, parent.version) for parent in origin.parents)

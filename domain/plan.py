@@ -31,8 +31,9 @@ from domain.errors import (
     VersionConflict,
     invalid,
 )
-from domain.events import GenerationStarted, Recorded
+from domain.events import Recorded
 from domain.ids import Seed
+from domain.intents import GenerationStarted
 from domain.state import Live
 
 T = TypeVar("T")

@@ -13,11 +13,13 @@ from domain.config import (
 from domain.events import (
     Event,
     Fragment,
-    GenerationStarted,
     Recorded,
 )
 from domain.fingerprint import Fingerprint
 from domain.ids import ModelId, Position, StateId, TokenId, Version
+from domain.intents import GenerationStarted
+from domain.merkle import Tile
+from domain.transfer import Imported
 from domain.work import BeamRequest, BeamsFound, GenerationRequest, Scored, ScoreRequest, Step
 
 
@@ -68,7 +70,13 @@ class StatePage(Struct, frozen=True):
 
 
 class LogReader(Protocol):
-    """Reads of the log. Nothing here waits for a writer."""
+    """Reads of the log. Nothing here waits for a writer.
+
+    ``log_id`` names the log; what states of an ``erasable`` one hold is sealed.
+    """
+
+    log_id: str
+    erasable: bool
 
     async def head(self) -> Head:
         """The newest position and hash (the genesis head of an empty log)."""
@@ -103,6 +111,21 @@ class LogReader(Protocol):
     async def state_ids(self) -> list[StateId]:
         """Every state that ever was, oldest first."""
 
+    async def size(self) -> int:
+        """Number of events."""
+
+    async def tiles(self) -> list[Tile]:
+        """The roots over full tiles of events that are kept, in order and without a gap."""
+
+    async def hashes(self, *, after: Position, limit: int) -> list[tuple[Position, bytes]]:
+        """Hashes of events in order, from the one after position ``after``."""
+
+    async def descendants(self, state_id: StateId) -> list[StateId]:
+        """States that began with what this one held, and theirs, in the order they began."""
+
+    async def released_until(self) -> Position:
+        """The position up to which stored logits may have been let go of."""
+
 
 class EventLog(LogReader, Protocol):
     """The one truth. What :meth:`append` has returned is on disk."""
@@ -126,6 +149,39 @@ class EventLog(LogReader, Protocol):
             QueueFull: too many appends are waiting.
             LogUnavailable: the database could not be written; nothing was recorded.
         """
+
+    async def adopt(
+        self,
+        imported: Sequence[Imported],
+        *,
+        provenance: Provenance,
+        idempotency: Idempotency | None = None,
+    ) -> tuple[Recorded, ...]:
+        """Record events of another log with their source, all or none.
+
+        They keep their state, version, type, schema, payload and fingerprint, and get a position
+        and hashes of this log.
+
+        Raises:
+            VersionConflict: a state is here already; names its version.
+            IdempotencyKeyReused, QueueFull, LogUnavailable: as for :meth:`append`.
+        """
+
+    async def erase(
+        self,
+        state_ids: Sequence[StateId],
+        *,
+        provenance: Provenance,
+        idempotency: Idempotency | None = None,
+    ) -> tuple[Recorded, ...]:
+        """Record that states are erased and destroy their keys; on disk before this returns.
+
+        Raises:
+            IdempotencyKeyReused, QueueFull, LogUnavailable: as for :meth:`append`.
+        """
+
+    async def grown(self, after: Position) -> None:
+        """Return once there is an event after position ``after``."""
 
     async def recall(self, idempotency: Idempotency) -> Remembered | None:
         """What an earlier request with this key in this scope did."""
@@ -262,6 +318,9 @@ class LanguageModel(Protocol):
 
     def counters(self) -> CacheCounters:
         """Counters of the KV cache."""
+
+    async def forget(self) -> None:
+        """Drop every block of the cache that no running work holds."""
 
 
 class Models(Protocol):

@@ -19,6 +19,7 @@ from domain.events import (
     Recorded,
     StateCreated,
     StateDeleted,
+    StateErased,
     TextForwarded,
     TokensGenerated,
 )
@@ -69,7 +70,15 @@ class Deleted(Struct, frozen=True, kw_only=True):
     deleted_at: str
 
 
-State = Live | Deleted
+class Erased(Struct, frozen=True, kw_only=True):
+    """A state whose texts were destroyed: that it existed is all that is known of it."""
+
+    state_id: StateId
+    version: Version
+    erased_at: str
+
+
+State = Live | Deleted | Erased
 
 
 def join(first: Fragment, second: Fragment) -> Fragment:
@@ -130,7 +139,7 @@ def apply(state: Live, event: Event) -> Live:
         case HeadRewound():
             _check_count(state, event.to_position, state.head_position)
             content = take(content, event.to_position)
-        case StateCreated() | StateDeleted():
+        case StateCreated() | StateDeleted() | StateErased():
             raise CannotFollow("it is not an event that the state outlives")
         case _:
             assert_never(event)
@@ -188,6 +197,10 @@ def evolve(state: State | None, recorded: Recorded) -> State:
                 version=recorded.version,
                 model_id=state.model_id,
                 deleted_at=row.recorded_at,
+            )
+        case Live() | Deleted(), StateErased():
+            return Erased(
+                state_id=state.state_id, version=recorded.version, erased_at=row.recorded_at
             )
         case Live(), _:
             try:

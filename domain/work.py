@@ -1,5 +1,7 @@
 """What a model is asked to do with a text, and what comes of it."""
 
+from typing import Literal
+
 from msgspec import Struct
 
 from domain.beams import Candidates
@@ -102,28 +104,66 @@ class Redraw(Struct, frozen=True, kw_only=True):
     drawing: Drawing
 
 
+RowKind = Literal["top_k", "full", "raw"]
+"""How a row of logits is kept: as :class:`domain.events.StoredLogits` says, or as plain float32."""
+
+
+class Reference(Struct, frozen=True, kw_only=True):
+    """What is known of another distribution, to hold that of a place against.
+
+    Of its token at least the ``logprob``; with a ``row`` (logits of that ``kind``) also of others.
+    ``logsumexp`` is that of all its logits.
+    """
+
+    token_id: TokenId
+    logprob: float
+    logsumexp: float
+    kind: RowKind | None = None
+    row: bytes | None = None
+
+
+class Comparison(Struct, frozen=True, kw_only=True):
+    """A place's distribution held against a :class:`Reference`.
+
+    ``kl`` (nats) is the KL divergence of the reference from what is now, over the tokens the
+    reference knows and all others as one: ``exact`` where it knows all, else no more than that.
+    ``greedy`` are the likeliest tokens (ties: the lower id) of the reference, if it knows, and now.
+    """
+
+    kl: float
+    exact: bool
+    greedy: tuple[TokenId | None, TokenId]
+
+
 class ScoreRequest(Struct, frozen=True, kw_only=True):
     """Score ``tokens[start:]`` (``start`` >= 1).
 
     ``redraws`` lie within these positions and do not overlap. Where ``candidates`` are given, also
     the tokens that a beam search with these parameters chooses from at each of the positions.
+    ``references``, one for each position if any, are held against what is found there. ``keep``
+    asks for the row of logits at each position, in that form (``top_k``: so many).
     """
 
     tokens: tuple[TokenId, ...]
     start: int
     redraws: tuple[Redraw, ...] = ()
     candidates: BeamParameters | None = None
+    references: tuple[Reference, ...] = ()
+    keep: RowKind | None = None
+    keep_k: int = 0
 
 
 class Scored(Struct, frozen=True, kw_only=True):
     """The scores of a run of given tokens, and what the redraws asked about gave, in order.
 
-    ``candidates`` has one entry for each position if they were asked for. ``tokens_reused`` had
-    their K/V in the cache, ``tokens_computed`` did not.
+    ``candidates``, ``comparisons`` and ``rows`` have one entry for each position if they were
+    asked for. ``tokens_reused`` had their K/V in the cache, ``tokens_computed`` did not.
     """
 
     scores: Scores
     redrawn: tuple[Drawn, ...]
     candidates: tuple[Candidates, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
+    rows: tuple[bytes, ...] = ()
     tokens_computed: int
     tokens_reused: int

@@ -27,7 +27,6 @@ from domain.events import (
     ContinuationsGenerated,
     Event,
     Fragment,
-    GenerationStarted,
     Recorded,
     Scores,
     StateCreated,
@@ -39,6 +38,7 @@ from domain.events import (
 )
 from domain.fingerprint import Fingerprint
 from domain.ids import ModelId, Position, StateId, TokenId, Version
+from domain.intents import GenerationStarted
 from domain.origin import New
 from domain.plan import GenerationWish, plan_generation
 from domain.ports import Append, Idempotency, Provenance

@@ -14,8 +14,9 @@ from app.service import Call, Service
 from app.turns import Turns
 from domain import decide, plan
 from domain.errors import NothingToResume
-from domain.events import ContinuationsGenerated, GenerationStarted, Recorded, TokensGenerated
+from domain.events import ContinuationsGenerated, Recorded, TokensGenerated
 from domain.ids import Seed, StateId, Version
+from domain.intents import GenerationStarted
 from domain.plan import GenerationPlan, GenerationWish
 from domain.ports import LanguageModel, Provenance
 from domain.state import Live

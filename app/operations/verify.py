@@ -26,6 +26,7 @@ from domain.events import ContinuationsGenerated, Recorded, StateCreated, Tokens
 from domain.fingerprint import Fingerprint
 from domain.form import compare_form
 from domain.ids import ModelId, Position, StateId, Version
+from domain.origin import parents_of
 from domain.ports import LanguageModel, LogReader, Models
 from domain.replay import (
     Divergence,
@@ -250,7 +251,7 @@ class Verifier:
     async def _check_origin(self, recorded: Recorded, created: StateCreated) -> None:
         """A fork or a merge must begin with what its parents held."""
         try:
-            named = consistency.parents_of(created.origin)
+            named = parents_of(created.origin)
             histories = [await self._history(*parent) for parent in named]
             found = await asyncio.to_thread(consistency.compare_origin, recorded, histories)
             self._diverges(found)

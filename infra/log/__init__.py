@@ -1,1 +1,1 @@
-"""The event log: in SQLite, and in memory."""
+"""The event log in SQLite."""

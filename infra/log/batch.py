@@ -9,9 +9,11 @@ import msgspec
 from msgspec import Struct
 
 from domain.canonical import as_json
-from domain.chain import Head, Row, genesis
-from domain.events import GenerationStarted, Recorded, StateCreated, StateDeleted, decode
+from domain.chain import COLUMNS, Head, Row, genesis
+from domain.events import Recorded, StateCreated, StateDeleted, decode
 from domain.ids import Position, StateId, Version
+from domain.intents import GenerationStarted
+from domain.origin import parents_of
 from domain.ports import Idempotency, Provenance, Remembered
 from infra.log import queries
 from infra.log.draft import Draft, Scope, answered, place, scope
@@ -49,8 +51,8 @@ def write_batch(connection: sqlite3.Connection, jobs: Sequence[Job]) -> list[Out
 
 
 def as_row(columns: Sequence[Any]) -> Row:
-    """A row from its columns in the order of ``queries.ROWS``, which is that of :class:`Row`."""
-    return Row(**dict(zip(Row.__struct_fields__, columns, strict=True)))
+    """A row from its columns in the order of ``queries.ROWS``, which is that of ``COLUMNS``."""
+    return Row(**dict(zip(COLUMNS, columns, strict=True)))
 
 
 class _Batch:
@@ -122,23 +124,25 @@ class _Batch:
     def write(self) -> None:
         """Insert everything taken, table by table."""
         recorded = [event for _, events in self._drafts for event in events]
-        self._many(queries.INSERT_EVENT, [msgspec.structs.astuple(one.row) for one in recorded])
+        self._many(queries.INSERT_EVENT, [one.row.columns() for one in recorded])
         self._project(recorded)
         self._write_beside()
         self._write_keys()
         self._write_intents()
 
     def _project(self, recorded: list[Recorded]) -> None:
-        created, changed = [], []
+        created, changed, parents = [], [], []
         for one in recorded:
             match one.event:
-                case StateCreated(model_id=model_id):
+                case StateCreated(model_id=model_id, origin=origin):
                     created.append((one.state_id, model_id, one.position, one.version))
+                    parents += [(parent, one.state_id) for parent, _ in parents_of(origin)]
                 case event:
                     deleted = isinstance(event, StateDeleted)
                     changed.append((one.version, deleted, one.state_id))
         self._many(queries.INSERT_STATE, created)
         self._many(queries.UPDATE_STATE, changed)
+        self._many(queries.INSERT_PARENT, parents)
 
     def _write_beside(self) -> None:
         fingerprints, blobs = {}, []

@@ -9,6 +9,9 @@ from typing import Final
 # The name of the log, which its genesis is made of.
 LOG_ID: Final = "SELECT log_id FROM log WHERE only = 1"
 
+# Whether what its states hold is sealed.
+ERASABLE: Final = "SELECT erasable FROM log WHERE only = 1"
+
 # The newest event: what the next one is chained to.
 HEAD: Final = """
 SELECT position, hash FROM events WHERE position = (SELECT max(position) FROM events)
@@ -20,14 +23,14 @@ LAST_POSITION: Final = "SELECT seq FROM sqlite_sequence WHERE name = 'events'"
 # Events of the whole log in order: after a position, up to and with another, at most so many.
 ROWS: Final = """
 SELECT position, state_id, version, at_version, type, schema, payload, fingerprint,
-       recorded_at, actor, request_id, previous_hash, hash
+       recorded_at, actor, request_id, previous_hash, hash, source
 FROM events WHERE position > ? AND position <= ? ORDER BY position LIMIT ?
 """
 
 # Events of one state in order: after a version, up to and with another, at most so many.
 STATE_ROWS: Final = """
 SELECT position, state_id, version, at_version, type, schema, payload, fingerprint,
-       recorded_at, actor, request_id, previous_hash, hash
+       recorded_at, actor, request_id, previous_hash, hash, source
 FROM events WHERE state_id = ? AND version > ? AND version <= ? ORDER BY version LIMIT ?
 """
 
@@ -55,6 +58,33 @@ STATE_IDS: Final = """
 SELECT state_id FROM states WHERE created_position > 0 ORDER BY created_position
 """
 
+# Number of full tiles, and of events beyond the last of them.
+SIZE: Final = """
+WITH newest AS (SELECT number + 1 AS tiles, last_position FROM tiles ORDER BY number DESC LIMIT 1)
+SELECT coalesce((SELECT tiles FROM newest), 0),
+       (SELECT count(*) FROM events
+        WHERE position > coalesce((SELECT last_position FROM newest), 0))
+"""
+
+# The roots over full tiles of events, in order.
+TILES: Final = "SELECT number, last_position, hash FROM tiles WHERE number >= 0 ORDER BY number"
+
+# Hashes of events in order: after a position, at most so many.
+HASHES: Final = "SELECT position, hash FROM events WHERE position > ? ORDER BY position LIMIT ?"
+
+# States that began with what another held, and what these held, in the order they began.
+DESCENDANTS: Final = """
+WITH RECURSIVE found (state_id) AS (
+    SELECT child_id FROM parents WHERE parent_id = ?
+    UNION
+    SELECT child_id FROM parents JOIN found ON parent_id = found.state_id
+)
+SELECT state_id FROM found JOIN states USING (state_id) ORDER BY created_position
+"""
+
+# The position up to which stored logits may have been let go of.
+RELEASED_UNTIL: Final = "SELECT released_until FROM logits_kept WHERE only = 1"
+
 # Where a state stands now.
 STATE_VERSION: Final = "SELECT version FROM states WHERE state_id = ?"
 
@@ -74,14 +104,19 @@ ORDER BY id DESC LIMIT 1
 # Record an event.
 INSERT_EVENT: Final = """
 INSERT INTO events (position, state_id, version, at_version, type, schema, payload, fingerprint,
-                    recorded_at, actor, request_id, previous_hash, hash)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                    recorded_at, actor, request_id, previous_hash, hash, source)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 
 # Project the creation of a state.
 INSERT_STATE: Final = """
 INSERT INTO states (state_id, model_id, created_position, version, deleted)
 VALUES (?, ?, ?, ?, 0)
+"""
+
+# Project that a state began with what another held.
+INSERT_PARENT: Final = """
+INSERT INTO parents (parent_id, child_id) VALUES (?, ?) ON CONFLICT DO NOTHING
 """
 
 # Project any later event of a state.

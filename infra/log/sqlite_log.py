@@ -10,8 +10,11 @@ from typing import Final, Self
 import msgspec
 
 from domain.errors import IdempotencyKeyReused
-from domain.events import GenerationStarted, Recorded, decode
+from domain.events import Recorded, decode
+from domain.ids import Position, StateId
+from domain.intents import GenerationStarted
 from domain.ports import Append, Idempotency, Provenance, Remembered
+from domain.transfer import Imported
 from infra.log import queries
 from infra.log.batch import Intent, as_row
 from infra.log.draft import draft, scope
@@ -93,6 +96,30 @@ class SqliteLog(SqliteReader):
             LogUnavailable: the database could not be written; nothing was recorded.
         """
         return await self._writer.write(draft(appends, provenance, idempotency, replaces=replaces))
+
+    async def adopt(
+        self,
+        imported: Sequence[Imported],
+        *,
+        provenance: Provenance,
+        idempotency: Idempotency | None = None,
+    ) -> tuple[Recorded, ...]:
+        """Record events of another log with their source, all or none; see the port."""
+        raise NotImplementedError
+
+    async def erase(
+        self,
+        state_ids: Sequence[StateId],
+        *,
+        provenance: Provenance,
+        idempotency: Idempotency | None = None,
+    ) -> tuple[Recorded, ...]:
+        """Record that states are erased and destroy their keys; see the port."""
+        raise NotImplementedError
+
+    async def grown(self, after: Position) -> None:
+        """Return once there is an event after position ``after``."""
+        await self._writer.grown(after)
 
     async def recall(self, idempotency: Idempotency) -> Remembered | None:
         """What an earlier request with this key in this scope did."""

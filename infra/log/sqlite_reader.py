@@ -15,6 +15,7 @@ from domain.chain import Head, Row, genesis
 from domain.errors import LogError, LogUnavailable
 from domain.fingerprint import Fingerprint
 from domain.ids import ModelId, Position, StateId, Version
+from domain.merkle import TILE, Tile
 from domain.ports import StatePage
 from infra.log import queries
 from infra.log.batch import as_row
@@ -39,11 +40,14 @@ class SqliteReader:
     def __init__(
         self,
         log_id: str,
+        erasable: bool,
         path: Path,
         connections: Sequence[aiosqlite.Connection],
         opened: AsyncExitStack,
     ) -> None:
         self.path = path
+        self.log_id = log_id
+        self.erasable = erasable
         self._genesis = genesis(log_id)
         self._connections = tuple(connections)
         self._opened = opened
@@ -59,10 +63,10 @@ class SqliteReader:
             LogError: there is no log, or its schema is another one; says what to do.
         """
         path = await asyncio.to_thread(Path(path).resolve)
-        log_id = await asyncio.to_thread(_identify, path)
+        log_id, erasable = await asyncio.to_thread(_identify, path)
         async with AsyncExitStack() as opened:
             pool = [await opened.enter_async_context(_connect(path)) for _ in range(connections)]
-            return cls(log_id, path, pool, opened.pop_all())
+            return cls(log_id, erasable, path, pool, opened.pop_all())
 
     async def close(self) -> None:
         """Close the connections once their reads have ended."""
@@ -142,6 +146,32 @@ class SqliteReader:
         """Every state that ever was, oldest first."""
         return [StateId(state_id) for (state_id,) in await self._fetch(queries.STATE_IDS)]
 
+    async def size(self) -> int:
+        """Number of events."""
+        ((tiles, beyond),) = await self._fetch(queries.SIZE)
+        return int(tiles) * TILE + int(beyond)
+
+    async def tiles(self) -> list[Tile]:
+        """The roots over full tiles of events that are kept, in order and without a gap."""
+        found = [Tile(*columns) for columns in await self._fetch(queries.TILES)]
+        return [tile for index, tile in enumerate(found) if tile.number == index]
+
+    async def hashes(self, *, after: Position, limit: int) -> list[tuple[Position, bytes]]:
+        """Hashes of events in order, from the one after position ``after``."""
+        return [
+            (position, digest)
+            for position, digest in await self._fetch(queries.HASHES, after, limit)
+        ]
+
+    async def descendants(self, state_id: StateId) -> list[StateId]:
+        """States that began with what this one held, and theirs, in the order they began."""
+        return [StateId(one) for (one,) in await self._fetch(queries.DESCENDANTS, state_id)]
+
+    async def released_until(self) -> Position:
+        """The position up to which stored logits may have been let go of."""
+        ((position,),) = await self._fetch(queries.RELEASED_UNTIL)
+        return Position(position)
+
     async def _fetch(self, sql: str, *parameters: object) -> list[Any]:
         connection = await self._idle.get()
         try:
@@ -156,17 +186,18 @@ def _uri(path: Path) -> str:
     return f"file:{quote(str(path))}?mode=ro"
 
 
-def _identify(path: Path) -> str:
-    """The log's name, once its schema has been checked."""
+def _identify(path: Path) -> tuple[str, bool]:
+    """The log's name and whether it is erasable, once its schema has been checked."""
     if not path.exists():
         raise LogError(f"there is no log at {path}; the server makes one when it starts")
     try:
         with closing(sqlite3.connect(_uri(path), uri=True)) as connection:
             check_current(connection, path)
-            log_id: str = connection.execute(queries.LOG_ID).fetchone()[0]
+            (log_id,) = connection.execute(queries.LOG_ID).fetchone()
+            (erasable,) = connection.execute(queries.ERASABLE).fetchone()
     except sqlite3.Error as error:
         raise LogError(f"{path} cannot be read as a log: {error}") from error
-    return log_id
+    return log_id, bool(erasable)
 
 
 @asynccontextmanager

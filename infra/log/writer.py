@@ -18,6 +18,8 @@ from filelock import BaseFileLock
 
 from domain.errors import LogUnavailable, QueueFull
 from domain.events import Recorded
+from domain.ids import Position
+from infra.log import queries
 from infra.log.batch import Job, Outcome, write_batch
 
 _BUSY_TIMEOUT_S: Final = 5.0
@@ -30,7 +32,8 @@ _Answer = asyncio.Future[tuple[Recorded, ...]]
 class Writer:
     """Writes jobs in the order they come, at most ``max_queue`` waiting or being written.
 
-    All methods are for the event loop it was made on. ``held`` is the log's lock: released when the
+    All methods are for the event loop it was made on. ``reached`` is the newest position on disk.
+    ``held`` is the log's lock: released when the
     thread ends, not before, whatever becomes of the caller of :meth:`close`.
     """
 
@@ -43,6 +46,8 @@ class Writer:
         self._jobs: SimpleQueue[tuple[Job, _Answer] | None] = SimpleQueue()
         self._loop = asyncio.get_running_loop()
         self._connection = _connect(path)
+        self.reached = _last_position(self._connection)
+        self._news = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
         self._thread.start()
 
@@ -63,6 +68,11 @@ class Writer:
         answer: _Answer = self._loop.create_future()
         self._jobs.put((job, answer))
         return await answer
+
+    async def grown(self, after: Position) -> None:
+        """Return once an event after position ``after`` is on disk."""
+        while self.reached <= after:
+            await self._news.wait()
 
     async def close(self) -> None:
         """Write what is waiting, move the WAL into the database, release the lock."""
@@ -110,6 +120,14 @@ class Writer:
                 answer.set_exception(outcome)
             else:
                 answer.set_result(outcome)
+        self._tell(outcomes)
+
+    def _tell(self, outcomes: list[Outcome]) -> None:
+        """Wake whoever waits for events."""
+        written = [one.position for out in outcomes if isinstance(out, tuple) for one in out]
+        self.reached = max([self.reached, *written])
+        self._news.set()
+        self._news = asyncio.Event()
 
     def _finish(self) -> None:
         try:
@@ -128,6 +146,11 @@ def _connect(path: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     return connection
+
+
+def _last_position(connection: sqlite3.Connection) -> Position:
+    found = connection.execute(queries.HEAD).fetchone()
+    return Position(found[0] if found else 0)
 
 
 def _unavailable(path: Path, error: Exception) -> LogUnavailable:

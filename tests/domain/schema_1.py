@@ -15,7 +15,6 @@ from domain.events import (
     Event,
     FinishReason,
     Fragment,
-    GenerationStarted,
     HeadRewound,
     Scores,
     StateCreated,
@@ -25,6 +24,7 @@ from domain.events import (
     TokensGenerated,
 )
 from domain.ids import MAX_SEED, ModelId, StateId, TokenId, Version
+from domain.intents import GenerationStarted
 from domain.origin import Fork, New, Origin
 from tests.builders import FINGERPRINT, state_id
 

@@ -23,7 +23,6 @@ from domain.events import (
     Event,
     FinishReason,
     Fragment,
-    GenerationStarted,
     HeadRewound,
     Scores,
     StateCreated,
@@ -33,6 +32,7 @@ from domain.events import (
     TokensGenerated,
 )
 from domain.ids import MAX_SEED, ModelId, StateId, TokenId, Version
+from domain.intents import GenerationStarted
 from domain.origin import ContinuationId, Fork, Merge, New, Origin, Parent
 from tests.builders import FINGERPRINT, state_id
 

@@ -19,7 +19,6 @@ from domain.events import (
     Event,
     FinishReason,
     Fragment,
-    GenerationStarted,
     HeadRewound,
     Recorded,
     StateCreated,
@@ -30,6 +29,7 @@ from domain.events import (
 )
 from domain.fingerprint import Fingerprint
 from domain.ids import Position
+from domain.intents import GenerationStarted
 from domain.origin import Origin
 from domain.state import Deleted, Live, fold
 from tests.builders import FINGERPRINT, created, fragments, history, row, state_id

@@ -1,4 +1,4 @@
-"""What every event log promises; run against each of them."""
+"""What every event log promises."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -14,7 +14,6 @@ from domain.events import ConfigChanged, HeadRewound, StateDeleted, decode
 from domain.ids import ModelId
 from domain.ports import EventLog, Remembered, StatePage
 from domain.state import Live, fold
-from infra.log.memory_log import MemoryLog
 from infra.log.sqlite_log import SqliteLog
 from tests.builders import (
     BY,
@@ -31,13 +30,10 @@ from tests.builders import (
 )
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-async def log(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[EventLog]:
-    if request.param == "memory":
-        yield MemoryLog()
-    else:
-        async with await SqliteLog.open(tmp_path / "log.db") as opened:
-            yield opened
+@pytest.fixture
+async def log(tmp_path: Path) -> AsyncIterator[EventLog]:
+    async with await SqliteLog.open(tmp_path / "log.db") as opened:
+        yield opened
 
 
 async def verified(log: EventLog) -> int:
@@ -326,5 +322,7 @@ async def test_a_state_begins_with_its_creation(log: EventLog) -> None:
         await log.append([], provenance=BY)
 
 
-async def test_logs_have_names_of_their_own(log: EventLog) -> None:
-    assert await log.genesis() != await MemoryLog().genesis()
+async def test_logs_have_names_of_their_own(log: EventLog, tmp_path: Path) -> None:
+    async with await SqliteLog.open(tmp_path / "another.db") as another:
+        assert await log.genesis() != await another.genesis()
+        assert log.log_id != another.log_id

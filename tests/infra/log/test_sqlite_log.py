@@ -426,12 +426,12 @@ def big_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     "WITH RECURSIVE n(i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n LIMIT 19999)"
                     " INSERT INTO events SELECT i, printf('state-%032x', i / 10), i % 10 + 1,"
                     " at_version, type, schema, payload, fingerprint, recorded_at, actor,"
-                    " request_id, hash, hash FROM n, (SELECT * FROM events LIMIT 1)"
+                    " request_id, hash, hash, source FROM n, (SELECT * FROM events LIMIT 1)"
                 )
                 connection.execute(
                     "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 1999)"
                     " INSERT INTO states SELECT printf('state-%032x', i), 'cacher-tiny',"
-                    " 10 * i, 10, i % 2 FROM n"
+                    " 10 * i, 10, i % 2, 0 FROM n"
                 )
                 connection.execute("ANALYZE")
 
