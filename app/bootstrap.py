@@ -3,23 +3,25 @@
 import secrets
 import uuid
 from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from app.service import Service, Surroundings
 from app.settings import BadSetting, Settings
 from domain.config import StateConfig
 from domain.ids import MAX_SEED, StateId
-from domain.ports import LogReader
-from infra.engine.devices import unusable
-from infra.engine.engine import Engine
-from infra.engine.language_model import DTYPES, EngineOptions
+from domain.ports import LanguageModel, LogReader
 from infra.log import migrate as migrations
 from infra.log.sqlite_log import SqliteLog
 from infra.log.sqlite_reader import SqliteReader
-from infra.models.catalogue import Catalogue
+from infra.models.catalogue import Catalogue, Source
 from infra.models.store import ModelStore
+
+if TYPE_CHECKING:
+    from infra.engine.loading import Loading
 
 SURROUNDINGS = Surroundings(
     now=lambda: datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
@@ -34,6 +36,10 @@ def check(settings: Settings) -> None:
     Raises:
         BadSetting: it has not.
     """
+    if settings.device == "cpu":
+        return
+    from infra.engine.devices import unusable  # imports torch, which takes seconds
+
     reason = unusable(settings.device)
     if reason is not None:
         raise BadSetting(f"CACHER_DEVICE is {settings.device!r}: {reason}")
@@ -74,19 +80,40 @@ def migrate(settings: Settings) -> list[str]:
 
 @asynccontextmanager
 async def open_models(settings: Settings) -> AsyncGenerator[ModelStore, None]:
-    """The models alone, with the engine that runs them."""
-    options = EngineOptions(
-        dtype=DTYPES[settings.dtype],
-        strategy=settings.strategy,
-        threads=settings.thread_count,
-        hot_cache_bytes=settings.hot_cache_bytes // settings.max_models,
-        host_cache_bytes=settings.host_cache_bytes // settings.max_models,
-        max_batch=settings.max_batch,
-        device=settings.device,
-    )
+    """The models alone, with the engine that runs them.
+
+    The engine is made beside, on the thread that loads models: whoever needs none does not wait.
+    """
     catalogue = Catalogue(settings.model_name, settings.allowed_models)
-    with Engine() as engine:
-        yield ModelStore(catalogue, engine, options, max_models=settings.max_models)
+    thread = ThreadPoolExecutor(1, thread_name_prefix="model-loader")
+    engine = thread.submit(_engine, settings)
+
+    def load(source: Source) -> LanguageModel:
+        return engine.result().load(source)
+
+    try:
+        yield ModelStore(catalogue, load, thread, max_models=settings.max_models)
+    finally:
+        thread.shutdown(wait=False, cancel_futures=True)
+        engine.result().close()
+
+
+def _engine(settings: Settings) -> "Loading":
+    # Here, since torch takes seconds to import.
+    from infra.engine.language_model import DTYPES, EngineOptions
+    from infra.engine.loading import Loading
+
+    return Loading(
+        EngineOptions(
+            dtype=DTYPES[settings.dtype],
+            strategy=settings.strategy,
+            threads=settings.thread_count,
+            hot_cache_bytes=settings.hot_cache_bytes // settings.max_models,
+            host_cache_bytes=settings.host_cache_bytes // settings.max_models,
+            max_batch=settings.max_batch,
+            device=settings.device,
+        )
+    )
 
 
 def default_config(settings: Settings) -> StateConfig:

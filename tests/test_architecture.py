@@ -244,7 +244,7 @@ from pathlib import Path
 import domain
 from infra.log.migrate import carried
 from infra.models.catalogue import Catalogue
-from infra.models.loader import load, read_config
+from infra.models.loader import load
 import torch
 
 print(Path(domain.__file__).parent.parent)

@@ -4,7 +4,6 @@ Only safetensors files are read and no code that comes with a model is run.
 """
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import nn
 from domain.errors import ModelUnavailable, Refusal, invalid
 from domain.ids import TokenId
 from infra.models.catalogue import Source
+from infra.models.config_file import is_classifier, read_json
 from infra.models.tokenizer import Tokenizer
 
 transformers.utils.logging.disable_progress_bar()
@@ -77,22 +77,6 @@ def load(source: Source, dtype: torch.dtype, device: str = "cpu") -> Loaded:
         raise ModelUnavailable(source.model_id, reason, _REMEDY) from error
 
 
-def read_config(source: Source) -> dict[str, Any] | None:
-    """The model's ``config.json`` where that needs no download and there is one."""
-    if source.kind == "hub":
-        return None
-    try:
-        return _read_json(Path(source.location) / "config.json")
-    except (OSError, ValueError):
-        return None
-
-
-def is_classifier(config: dict[str, Any]) -> bool:
-    """Whether a config is that of a sequence classifier."""
-    names: list[str] = config.get("architectures") or []
-    return any(name.endswith("ForSequenceClassification") for name in names)
-
-
 def _folder(source: Source) -> tuple[Path, str | None]:
     """The folder with the model's files, and the revision it was pinned to."""
     if source.kind != "hub":
@@ -104,7 +88,7 @@ def _folder(source: Source) -> tuple[Path, str | None]:
 def _load_folder(
     source: Source, folder: Path, revision: str | None, dtype: torch.dtype, device: str
 ) -> Loaded:
-    written = _read_json(folder / "config.json")
+    written = read_json(folder / "config.json")
     if is_classifier(written):
         raise invalid("model_id", f"{source.model_id!r} is a classifier; a causal_lm is needed")
     _check_rope(written)
@@ -172,13 +156,6 @@ def _rope_types(value: Any) -> Iterator[str]:
                 yield item
             else:
                 yield from _rope_types(item)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    content = json.loads(file.read_text())
-    if not isinstance(content, dict):
-        raise ValueError(f"{file.name} is not an object")
-    return content
 
 
 def _digest(file: Path) -> str:

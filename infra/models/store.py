@@ -3,36 +3,38 @@
 import asyncio
 import functools
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import torch
-
-from domain.errors import ModelUnavailable, QueueFull
+from domain.errors import QueueFull
 from domain.ids import ModelId
-from domain.ports import CacheCounters, ModelInfo, Numerics
-from infra.engine.engine import Engine
-from infra.engine.language_model import EngineOptions, TransformersModel
-from infra.models import loader
+from domain.ports import CacheCounters, LanguageModel, ModelInfo, Numerics
 from infra.models.catalogue import Catalogue, Source
+from infra.models.config_file import is_classifier, read_config
 
 
 class ModelStore:
     """Loads models, each once, and keeps at most ``max_models``: least recently used goes first.
 
-    A model that is let go finishes the work it has; its memory is freed after that.
+    A model that is let go finishes the work it has; its memory is freed after that. ``load`` is
+    called on ``thread``, one source after the other: slow downloads hold up nothing but other
+    downloads.
     """
 
     def __init__(
-        self, catalogue: Catalogue, engine: Engine, options: EngineOptions, *, max_models: int
+        self,
+        catalogue: Catalogue,
+        load: Callable[[Source], LanguageModel],
+        thread: ThreadPoolExecutor,
+        *,
+        max_models: int,
     ) -> None:
         self._catalogue = catalogue
-        self._engine = engine
-        self._options = options
+        self._load = load
+        self._thread = thread
         self._max_models = max_models
-        # A thread of its own: slow downloads hold up nothing but other downloads.
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="model-loader")
-        self._models: OrderedDict[ModelId, asyncio.Future[TransformersModel]] = OrderedDict()
+        self._models: OrderedDict[ModelId, asyncio.Future[LanguageModel]] = OrderedDict()
 
     @property
     def default(self) -> ModelId:
@@ -47,7 +49,7 @@ class ModelStore:
         """One of them."""
         return self._info(self._catalogue.source(model_id))
 
-    async def get(self, model_id: ModelId) -> TransformersModel:
+    async def get(self, model_id: ModelId) -> LanguageModel:
         """The model, loaded if it was not. Requests for one model wait for one loading.
 
         Raises:
@@ -61,7 +63,7 @@ class ModelStore:
             if loading >= self._max_models:
                 raise QueueFull(loading)
             task = asyncio.ensure_future(
-                asyncio.get_running_loop().run_in_executor(self._loader, self._load, source)
+                asyncio.get_running_loop().run_in_executor(self._thread, self._load, source)
             )
             task.add_done_callback(functools.partial(self._loaded, model_id))
             self._models[model_id] = task
@@ -70,8 +72,8 @@ class ModelStore:
 
     async def describe(self, model_id: ModelId) -> tuple[dict[str, Any], Numerics | None]:
         """A model's ``config.json`` and its numerics; classifiers are described, not run."""
-        config = loader.read_config(self._catalogue.source(model_id))
-        if config is not None and loader.is_classifier(config):
+        config = read_config(self._catalogue.source(model_id))
+        if config is not None and is_classifier(config):
             return config, None
         model = await self.get(model_id)
         return model.config, model.numerics
@@ -84,18 +86,7 @@ class ModelStore:
             if _ready(task)
         }
 
-    def _load(self, source: Source) -> TransformersModel:
-        try:
-            loaded = loader.load(source, self._options.dtype, self._options.device)
-            return TransformersModel(source.model_id, loaded, self._engine, self._options)
-        except torch.OutOfMemoryError as error:
-            raise ModelUnavailable(
-                source.model_id,
-                "the GPU has no room for it and its KV cache",
-                "Lower CACHER_HOT_CACHE_BYTES or CACHER_MAX_MODELS, or set CACHER_DTYPE=bfloat16",
-            ) from error
-
-    def _loaded(self, model_id: ModelId, task: "asyncio.Future[TransformersModel]") -> None:
+    def _loaded(self, model_id: ModelId, task: "asyncio.Future[LanguageModel]") -> None:
         """Forget a model that could not be loaded; let others go for one that could."""
         if not _ready(task):
             del self._models[model_id]
@@ -107,8 +98,8 @@ class ModelStore:
 
     def _info(self, source: Source) -> ModelInfo:
         task = self._models.get(source.model_id)
-        config = loader.read_config(source)
-        classifier = config is not None and loader.is_classifier(config)
+        config = read_config(source)
+        classifier = config is not None and is_classifier(config)
         causal = config is not None or source.model_id in self._models
         return ModelInfo(
             model_id=source.model_id,
@@ -121,5 +112,5 @@ class ModelStore:
         )
 
 
-def _ready(task: "asyncio.Future[TransformersModel]") -> bool:
+def _ready(task: "asyncio.Future[LanguageModel]") -> bool:
     return task.done() and not task.cancelled() and task.exception() is None

@@ -18,7 +18,12 @@ import msgspec
 
 from tests.support import Server, clean_environment
 
-IMPORTS = ("app.cli", "transformers.models.gpt2.modeling_gpt2", "transformers.models.auto")
+IMPORTS = (
+    "app.cli",
+    "infra.engine.loading",
+    "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.auto",
+)
 FAST = {"CACHER_THREADS": "1", "CACHER_HOT_CACHE_BYTES": str(32 << 20)}
 """Settings for many small servers on a busy machine; neither is part of the fingerprint."""
 

@@ -16,7 +16,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from domain.errors import InvalidInput, ModelUnavailable
 from domain.ids import ModelId
 from infra.models.catalogue import Source, source_of
-from infra.models.loader import Loaded, is_classifier, load, read_config
+from infra.models.config_file import is_classifier, read_config
+from infra.models.loader import Loaded, load
 
 Copy = Callable[[str], Path]
 

@@ -2,7 +2,8 @@
 
 import asyncio
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from domain.errors import InvalidInput, ModelNotFound, ModelUnavailable
 from domain.ids import ModelId
 from domain.ports import ModelInfo
-from infra.engine.engine import Engine
+from infra.engine.loading import Loading
 from infra.models.catalogue import Catalogue
 from infra.models.store import ModelStore
 from tests.infra.engine import small_models
@@ -20,11 +21,22 @@ Copy = Callable[[str], Path]
 A, B, C = (ModelId(name) for name in "abc")
 
 
+@pytest.fixture
+def engine() -> Iterator[Loading]:
+    loading = Loading(small_models.options())
+    yield loading
+    loading.close()
+
+
 def store_of(
-    engine: Engine, *folders: Path, default: str = "cacher-tiny", max_models: int = 2
+    engine: Loading,
+    *folders: Path,
+    default: str = "cacher-tiny",
+    allowed: Sequence[str] = (),
+    max_models: int = 2,
 ) -> ModelStore:
-    catalogue = Catalogue(default, [*map(str, folders)])
-    return ModelStore(catalogue, engine, small_models.options(), max_models=max_models)
+    catalogue = Catalogue(default, [*map(str, folders), *allowed])
+    return ModelStore(catalogue, engine.load, ThreadPoolExecutor(1), max_models=max_models)
 
 
 def loaded(store: ModelStore) -> set[str]:
@@ -32,7 +44,7 @@ def loaded(store: ModelStore) -> set[str]:
 
 
 async def test_the_models_of_a_fresh_server_are_known_without_loading_them(
-    engine: Engine,
+    engine: Loading,
 ) -> None:
     store = store_of(engine)
     known = {str(info.model_id): info for info in store.known()}
@@ -49,7 +61,7 @@ async def test_the_models_of_a_fresh_server_are_known_without_loading_them(
     assert store.counters() == {}
 
 
-async def test_requests_for_one_model_wait_for_one_loading(engine: Engine, copy: Copy) -> None:
+async def test_requests_for_one_model_wait_for_one_loading(engine: Loading, copy: Copy) -> None:
     store = store_of(engine, copy("a"))
     first, *others = await asyncio.gather(*(store.get(A) for _ in range(5)))
     assert all(other is first for other in others)
@@ -60,7 +72,7 @@ async def test_requests_for_one_model_wait_for_one_loading(engine: Engine, copy:
 
 
 async def test_one_who_gives_up_waiting_does_not_stop_the_loading(
-    engine: Engine, copy: Copy
+    engine: Loading, copy: Copy
 ) -> None:
     store = store_of(engine, copy("a"))
     impatient = asyncio.create_task(store.get(A))
@@ -73,7 +85,7 @@ async def test_one_who_gives_up_waiting_does_not_stop_the_loading(
 
 
 async def test_only_so_many_models_stay_and_the_one_not_used_for_longest_goes(
-    engine: Engine, copy: Copy
+    engine: Loading, copy: Copy
 ) -> None:
     store = store_of(engine, copy("a"), copy("b"), copy("c"), max_models=2)
     a = await store.get(A)
@@ -84,7 +96,7 @@ async def test_only_so_many_models_stay_and_the_one_not_used_for_longest_goes(
     assert await store.get(A) is a
 
 
-async def test_a_model_that_was_let_go_finishes_its_work(engine: Engine, copy: Copy) -> None:
+async def test_a_model_that_was_let_go_finishes_its_work(engine: Loading, copy: Copy) -> None:
     store = store_of(engine, copy("a"), copy("b"), max_models=1)
     a, asked = await store.get(A), request([5, 6, 7], 40, sampling=GREEDY)
     expected = await steps(a, asked)
@@ -98,7 +110,7 @@ async def test_a_model_that_was_let_go_finishes_its_work(engine: Engine, copy: C
 
 
 async def test_a_model_that_cannot_be_had_says_why_and_costs_the_others_nothing(
-    engine: Engine, copy: Copy, hub_cache: Path
+    engine: Loading, copy: Copy, hub_cache: Path
 ) -> None:
     store = store_of(engine, copy("a"), max_models=1)
     a = await store.get(A)
@@ -111,7 +123,7 @@ async def test_a_model_that_cannot_be_had_says_why_and_costs_the_others_nothing(
 
 
 async def test_a_folder_is_tried_again_once_it_is_mended(
-    engine: Engine, copy: Copy, saved: Path
+    engine: Loading, copy: Copy, saved: Path
 ) -> None:
     folder = copy("a")
     (folder / "model.safetensors").write_bytes(b"broken")
@@ -122,7 +134,7 @@ async def test_a_folder_is_tried_again_once_it_is_mended(
     assert (await store.get(A)).numerics.deterministic
 
 
-async def test_a_name_that_clients_may_not_use_is_not_found(engine: Engine) -> None:
+async def test_a_name_that_clients_may_not_use_is_not_found(engine: Loading) -> None:
     store = store_of(engine)
     for name in ("no-such", "/etc", "../x"):
         for ask in (store.get, store.describe):
@@ -133,18 +145,17 @@ async def test_a_name_that_clients_may_not_use_is_not_found(engine: Engine) -> N
 
 
 async def test_under_any_hub_name_the_files_of_the_server_stay_out_of_reach(
-    engine: Engine, saved: Path, hub_cache: Path, monkeypatch: pytest.MonkeyPatch
+    engine: Loading, saved: Path, hub_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(saved.parent)
-    catalogue = Catalogue("cacher-tiny", ["*"])
-    store = ModelStore(catalogue, engine, small_models.options(), max_models=2)
+    store = store_of(engine, allowed=["*"])
     for name in (str(saved), saved.name, f"./{saved.name}", f"../{saved.parent.name}/{saved.name}"):
         with pytest.raises(ModelUnavailable):
             await store.get(ModelId(name))
     assert loaded(store) == set()
 
 
-async def test_a_classifier_is_described_but_not_run(engine: Engine) -> None:
+async def test_a_classifier_is_described_but_not_run(engine: Loading) -> None:
     store = store_of(engine)
     sentiment = ModelId("cacher-tiny-sentiment")
     config, numerics = await store.describe(sentiment)
@@ -156,7 +167,7 @@ async def test_a_classifier_is_described_but_not_run(engine: Engine) -> None:
 
 
 async def test_a_model_is_described_by_its_own_config_and_what_it_claims(
-    engine: Engine, copy: Copy
+    engine: Loading, copy: Copy
 ) -> None:
     store = store_of(engine, copy("a"))
     config, numerics = await store.describe(A)
