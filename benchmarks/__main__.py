@@ -8,6 +8,7 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 
 from benchmarks import (
+    audit,
     branches,
     constraints,
     disconnects,
@@ -15,6 +16,7 @@ from benchmarks import (
     log_appends,
     prompts,
     requests,
+    scale,
     stalls,
     throughput,
 )
@@ -31,9 +33,11 @@ PARTS: Mapping[str, Callable[[Bench], Iterator[Measured]]] = {
     "throughput": throughput.rows,
     "constraints": constraints.rows,
     "prompts": prompts.rows,
+    "audit": audit.rows,
     "stalls": stalls.rows,
     "disconnects": disconnects.rows,
     "log": log_appends.rows,
+    "scale": scale.rows,
     "requests": requests.rows,
 }
 

@@ -1,8 +1,10 @@
-"""Durable appends per second: the log against plain sqlite3 doing the same commits.
+"""Durable appends: the log against plain sqlite3 doing the same commits.
 
 All write with ``synchronous=FULL``. Plain sqlite3 commits in batches of the sizes that the log's
 group commit came to in the same round; once with finished rows, and once with the same work
-(encoding, version checks, hashes) but without callers that wait for their answers.
+(encoding, version checks, hashes) but without callers that wait for their answers. The time that an
+append waits is held against that of as many callers in line, for each of whom sqlite3 commits a
+finished row of its own.
 """
 
 import asyncio
@@ -11,13 +13,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Final, NamedTuple
 from unittest.mock import patch
-
-import msgspec
 
 import infra.log.writer
 from benchmarks.bench import Bench
-from benchmarks.measured import Measured, Ratio
+from benchmarks.measured import Measured, Ratio, percentile
 from domain.chain import Row
 from domain.events import decode
 from domain.ids import Version
@@ -30,9 +31,18 @@ from infra.log.sqlite_log import SqliteLog
 from tests.builders import BY, append, created, generated
 
 
-async def through_the_log(path: Path, writers: int, each: int) -> tuple[float, list[int]]:
-    """Seconds for ``writers`` at once to append ``each`` events, and the batches they came in."""
+class Appended(NamedTuple):
+    """Seconds for all appends, the batches they were committed in, seconds that each waited."""
+
+    seconds: float
+    sizes: list[int]
+    waits: list[float]
+
+
+async def through_the_log(path: Path, writers: int, each: int) -> Appended:
+    """``writers`` at once append ``each`` events."""
     sizes: list[int] = []
+    waits: list[float] = []
 
     def counting(connection: sqlite3.Connection, jobs: Sequence[Job]) -> list[Outcome]:
         sizes.append(len(jobs))
@@ -40,7 +50,9 @@ async def through_the_log(path: Path, writers: int, each: int) -> tuple[float, l
 
     async def write(appends: list[Append]) -> None:
         for one in appends:
+            begun = time.perf_counter()
             await log.append([one], provenance=BY)
+            waits.append(time.perf_counter() - begun)
 
     counted = patch.object(infra.log.writer, "write_batch", counting)
     async with await SqliteLog.open(path) as log:
@@ -53,7 +65,7 @@ async def through_the_log(path: Path, writers: int, each: int) -> tuple[float, l
         with counted:
             begun = time.perf_counter()
             await asyncio.gather(*map(write, work))
-            return time.perf_counter() - begun, sizes
+            return Appended(time.perf_counter() - begun, sizes, waits)
 
 
 def open_plainly(path: Path, writers: int) -> sqlite3.Connection:
@@ -67,20 +79,22 @@ def open_plainly(path: Path, writers: int) -> sqlite3.Connection:
     return connection
 
 
-def with_finished_rows(path: Path, writers: int, rows: list[Row], sizes: list[int]) -> float:
-    """Seconds for sqlite3 to commit the same rows in batches of the same sizes."""
-    columns = [msgspec.structs.astuple(row) for row in rows]
+def with_finished_rows(path: Path, writers: int, rows: list[Row], sizes: list[int]) -> list[float]:
+    """Seconds for sqlite3 to commit the same rows in batches of these sizes, for each of them."""
+    columns = [row.columns() for row in rows]
+    waits = []
     versions = [(row.version, 0, row.state_id) for row in rows]
     with closing(open_plainly(path, writers)) as connection:
-        begun, start = time.perf_counter(), 0
+        start = 0
         for size in sizes:
-            batch = slice(start, start + size)
+            begun, batch = time.perf_counter(), slice(start, start + size)
             connection.execute("BEGIN IMMEDIATE")
             connection.executemany(queries.INSERT_EVENT, columns[batch])
             connection.executemany(queries.UPDATE_STATE, versions[batch])
             connection.execute("COMMIT")
+            waits.append(time.perf_counter() - begun)
             start += size
-        return time.perf_counter() - begun
+    return waits
 
 
 def with_the_same_work(path: Path, writers: int, rows: list[Row], sizes: list[int]) -> float:
@@ -109,7 +123,7 @@ def rows(bench: Bench) -> Iterator[Measured]:
             measure(bench.folder / f"log-{writers}-{number}", writers, bench.sizes.appends)
             for number in range(bench.rounds)
         ]
-        log, same, finished = ([*column] for column in zip(*rounds, strict=True))
+        log, same, finished = ([getattr(one, name) for one in rounds] for name in RATES)
         for against, theirs in (("the same work", same), ("storing finished rows", finished)):
             yield Measured(
                 what=f"durable appends to the log, {writers} at once",
@@ -119,15 +133,39 @@ def rows(bench: Bench) -> Iterator[Measured]:
                 ours=log,
                 theirs=theirs,
             )
+        for name, percent in (("median", 50), ("p99", 99)):
+            yield Measured(
+                what=f"{name} wait for a durable append, {writers} at once",
+                against="plain sqlite3, a commit for each, in line",
+                unit="ms",
+                ratio=Ratio.COST,
+                ours=[1e3 * percentile(one.waits, percent) for one in rounds],
+                theirs=[1e3 * percentile(one.in_line, percent) for one in rounds],
+            )
 
 
-def measure(folder: Path, writers: int, events: int) -> tuple[float, float, float]:
-    """Appends per second: of the log, of the same work, of finished rows."""
+RATES: Final = ("log", "same", "finished")
+
+
+class Round(NamedTuple):
+    """Appends per second: of the log, of the same work, of finished rows; seconds of each wait."""
+
+    log: float
+    same: float
+    finished: float
+    waits: list[float]
+    in_line: list[float]
+
+
+def measure(folder: Path, writers: int, events: int) -> Round:
+    """One round of everything."""
     folder.mkdir()
     path = folder / "log.db"
-    seconds, sizes = asyncio.run(through_the_log(path, writers, events // writers))
+    seconds, sizes, waits = asyncio.run(through_the_log(path, writers, events // writers))
     with closing(sqlite3.connect(path)) as connection:
         rows = [*map(as_row, connection.execute(queries.ROWS, (writers, 2**63 - 1, -1)))]
     same = with_the_same_work(folder / "same.db", writers, rows, sizes)
     finished = with_finished_rows(folder / "rows.db", writers, rows, sizes)
-    return len(rows) / seconds, len(rows) / same, len(rows) / finished
+    commits = with_finished_rows(folder / "single.db", writers, rows, [1] * len(rows))
+    in_line = [sum(commits[last - writers : last]) for last in range(writers, 1 + len(commits))]
+    return Round(len(rows) / seconds, len(rows) / same, len(rows) / sum(finished), waits, in_line)

@@ -19,7 +19,9 @@ class Sizes:
     and then rebuilt. A prompt of ``arriving`` tokens comes while ``running`` streams run. Where
     something is looked at while states run, they have ``running_new`` tokens to generate.
     ``fork_requests``, ``departures`` (of clients whose stream runs), ``requests`` and ``appends``
-    are how many of these are timed in a round; ``writers`` append at once.
+    are how many of these are timed in a round; ``writers`` append at once. A history of ``texts``
+    with ``verified`` tokens each is verified. A log of many ``events`` is used, of which one state
+    has the ``longest`` history.
     """
 
     shape: Mapping[str, Any] = field(default_factory=dict)
@@ -43,4 +45,8 @@ class Sizes:
     requests: int = 100
     appends: int = 2000
     writers: tuple[int, ...] = (1, 8, 64)
+    texts: int = 4
+    verified: int = 384
+    events: int = 1_000_000
+    longest: int = 10_000
     buffer_bytes: int = 1 << 30

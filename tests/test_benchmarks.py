@@ -40,6 +40,10 @@ TINY: Final = Sizes(
     requests=4,
     appends=8,
     writers=(1, 2),
+    texts=2,
+    verified=20,
+    events=2000,
+    longest=100,
     buffer_bytes=1 << 20,
 )
 ROUNDS: Final = 2
