@@ -26,8 +26,9 @@ format: $(INSTALLED)  ## format and sort
 bench: $(INSTALLED)  ## one table of ratios against plain transformers and plain sqlite3
 	$(BIN)/python -m benchmarks
 
-soak: $(INSTALLED)  ## the long versions of the crash tests
+soak: $(INSTALLED)  ## the long versions of the tests of crashes and faults (SOAK_KILLS=500)
 	SOAK=1 $(BIN)/python -m pytest tests/end_to_end -m soak
+	SOAK=1 $(BIN)/python -m pytest tests/faults
 
 $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -20,8 +20,8 @@ _PRINTABLE: Final = re.compile(r"[\x21-\x7e]{1,200}")
 _ETAG: Final = re.compile(r'"(\d{1,15})"')
 
 
-async def call_of(request: Request[Any, Any, Any]) -> Call:
-    """The call of a request.
+async def call_of(request: Request[Any, Any, Any], body_digest: bytes | None = None) -> Call:
+    """The call of a request; ``body_digest`` is the SHA-256 of its body where that is known.
 
     Raises:
         InvalidInput: a header that is not of its form.
@@ -37,7 +37,7 @@ async def call_of(request: Request[Any, Any, Any]) -> Call:
             method=request.method,
             path=request.url.path,
             key=key,
-            request_digest=hashlib.sha256(await request.body()).digest(),
+            request_digest=body_digest or hashlib.sha256(await request.body()).digest(),
         )
     return Call(
         actor=actor,

@@ -15,9 +15,10 @@ from litestar.openapi.config import OpenAPIConfig
 
 from app import bootstrap, problems
 from app.calls import check_key, echo_request_id
-from app.routes import audit, generation, health, models, states
+from app.routes import audit, diff, generation, health, models, replay, states, transfer
 from app.service import Service
 from app.settings import BadSetting, Settings, from_environment
+from app.stopping import on_stop
 
 AnyConnection = ASGIConnection[Any, Any, Any, Any]
 
@@ -30,7 +31,8 @@ def create_app(settings: Settings) -> Litestar:
     async def lifespan(app: Litestar) -> AsyncGenerator[None, None]:
         async with bootstrap.open_service(settings) as service:
             app.state.service = service
-            yield
+            with on_stop(service.feeds.stop), on_stop(service.replays.stop):
+                yield
 
     def guard(connection: AnyConnection, _: BaseRouteHandler) -> None:
         check_key(Request(connection.scope), settings.api_keys)
@@ -39,7 +41,8 @@ def create_app(settings: Settings) -> Litestar:
         service: Service = state.service
         return service
 
-    v1 = [module.router for module in (states, generation, models, audit)]
+    v1 = [module.router for module in (states, diff, generation, models, audit, replay)]
+    v1.append(transfer.router(settings.max_import_bytes))
     return Litestar(
         route_handlers=[Router("/", route_handlers=v1, guards=[guard]), health.router],
         dependencies={"service": Provide(provide_service)},

@@ -13,6 +13,7 @@ from app.schemas import Problem
 from domain.errors import (
     BrokenExport,
     Conflict,
+    EventErased,
     InvalidInput,
     NotFound,
     PreconditionFailed,
@@ -86,6 +87,9 @@ def problem_of(error: Exception) -> dict[str, Any]:
         case Refusal():
             status = next(s for kind, s in STATUS.items() if isinstance(error, kind))
             return problem(status, error.slug, str(error), error.facts)
+        case EventErased():  # the answer to an earlier request, or a race with an erasure
+            detail = "what this answer held was erased"
+            return problem(410, StateIsErased.slug, detail, {"position": error.position})
         case HTTPException():
             status = error.status_code
             errors = error.extra if isinstance(error.extra, list) else []

@@ -9,13 +9,14 @@ from domain.chain import Row
 from domain.config import ConfigChanges, Metadata, ModelType, StateConfig
 from domain.events import Alternative, FinishReason
 from domain.ids import ModelId, Position, StateId, TokenId, Version
+from domain.merkle import Consistency, Inclusion
 from domain.origin import ContinuationId, Origin
 from domain.plan import BeamWish, GenerationWish
 from domain.ports import Numerics, Tier
 
 Tokens = tuple[TokenId, ...]
 Count = Annotated[int, Meta(ge=1, le=128)]
-After = Annotated[int, Parameter(ge=0, le=2**53 - 1)]
+Size = Annotated[int, Parameter(ge=0, le=2**53 - 1)]
 
 
 class Body(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -105,14 +106,6 @@ class GenerateBeams(BeamWish, frozen=True, kw_only=True, forbid_unknown_fields=T
     state_id: StateId
 
 
-class Verify(Body, frozen=True, kw_only=True):
-    """Verify one state or the whole log, against a remembered head if given."""
-
-    state_id: StateId | None = None
-    all: Literal[True] | None = None
-    head: str | None = None
-
-
 class StateView(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A state. ``head_position`` is the number of tokens it holds.
 
@@ -143,6 +136,14 @@ class CacheView(Struct, frozen=True, kw_only=True):
     tokens_hot: int
 
 
+class ImportedView(Struct, frozen=True, kw_only=True):
+    """What was imported: ``imported`` are all states that were, those that others come from too."""
+
+    state: StateView | None
+    imported: list[StateId]
+    events: int
+
+
 class StateList(Struct, frozen=True, kw_only=True):
     """A page of states, newest first; ``next_cursor`` is null on the last page."""
 
@@ -156,11 +157,12 @@ class Forked(Struct, frozen=True, kw_only=True):
     states: list[StateView]
 
 
-class Deleted(Struct, frozen=True, kw_only=True):
-    """A state that was deleted."""
+class Deleted(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A state that was deleted; ``erased`` are all states that were erased, if they were."""
 
     state_id: StateId
     message: str
+    erased: list[StateId] | UnsetType = UNSET
 
 
 class ConfigView(Struct, frozen=True, kw_only=True):
@@ -267,8 +269,11 @@ class StreamedToken(Struct, frozen=True, kw_only=True, omit_defaults=True):
     bytes: list[int] | UnsetType = UNSET
 
 
-class EventView(Struct, frozen=True, kw_only=True):
-    """One row of the log; ``payload`` is exactly what is stored."""
+class EventView(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One row of the log; ``payload`` is exactly what is stored.
+
+    Where that is sealed, ``content`` is what it holds, unless the state was erased.
+    """
 
     position: Position
     state_id: StateId
@@ -283,6 +288,7 @@ class EventView(Struct, frozen=True, kw_only=True):
     request_id: str
     previous_hash: str
     hash: str
+    content: Raw | UnsetType = UNSET
 
     @classmethod
     def of(cls, row: Row) -> "EventView":
@@ -301,6 +307,7 @@ class EventView(Struct, frozen=True, kw_only=True):
             request_id=row.request_id,
             previous_hash=row.previous_hash.hex(),
             hash=row.hash.hex(),
+            content=UNSET if row.opened is None else Raw(row.opened.encode()),
         )
 
 
@@ -312,13 +319,37 @@ class EventList(Struct, frozen=True, kw_only=True):
 
 
 class HeadView(Struct, frozen=True, kw_only=True):
-    """The newest position of the log and its hash.
+    """The log as it stands, or stood at a size: its newest position and hash, and the root.
 
-    Whoever keeps the pair can tell later if anything before it was altered.
+    Whoever keeps these can tell later if anything before them was altered. ``checkpoint`` is all
+    of it as a text to keep, signed if there is a ``public_key``.
     """
 
     position: Position
     hash: str
+    log_id: str
+    size: int
+    root: str
+    checkpoint: str
+    public_key: str | None
+
+
+class InclusionView(Struct, frozen=True, kw_only=True):
+    """A proof that the event whose row has ``hash`` is in the log that ``checkpoint`` names."""
+
+    inclusion: Inclusion
+    hash: str
+    root: str
+    checkpoint: str
+
+
+class ConsistencyView(Struct, frozen=True, kw_only=True):
+    """A proof that the log of ``checkpoint`` begins with what the log was at an earlier size."""
+
+    consistency: Consistency
+    first_root: str
+    second_root: str
+    checkpoint: str
 
 
 class ModelView(Struct, frozen=True, kw_only=True):

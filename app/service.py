@@ -2,24 +2,36 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from typing import Final
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Final
 
 import anyio
 from msgspec import Struct
 
+from app.feed import Feeds
+from app.jobs import Jobs
 from app.turns import Turns
 from domain import decide
 from domain.config import StateConfig
-from domain.errors import IdempotencyKeyReused, StateNotFound, VersionConflict, VersionNotFound
+from domain.errors import (
+    EventErased,
+    IdempotencyKeyReused,
+    StateNotFound,
+    VersionConflict,
+    VersionNotFound,
+)
 from domain.events import Recorded, decode
 from domain.ids import ModelId, Seed, StateId, Version
-from domain.ports import Append, EventLog, Idempotency, Models, Provenance
-from domain.state import Live, State, evolve, fold
+from domain.ports import Append, EventLog, Idempotency, Models, Provenance, Signer
+from domain.report import Marks, Progress, Report
+from domain.state import Erased, Live, State, evolve, fold_rows
 from domain.work import BeamsFound
 
 MAX_FOLDS: Final = 256
+
+MAX_IMPORTS: Final = 4
+"""Files that are taken in one after the other; more than these are refused."""
 
 
 class Call(Struct, frozen=True, kw_only=True):
@@ -54,15 +66,21 @@ class Service:
         default_model: ModelId,
         default_config: StateConfig,
         max_queue: int,
+        signer: Signer | None = None,
+        marks: Marks | None = None,
     ) -> None:
         self.log = log
+        self.signer = signer
         self.models = models
         self.surroundings = surroundings
         self.default_model = default_model
         self.default_config = default_config
         self.turns = Turns(max_queue)
-        self.verifications = Turns(1)
+        self.marks = marks
+        self.replays: Jobs[Progress, Report] = Jobs("replay", now=surroundings.now)
         self.streams = Turns(max_queue)
+        self.imports = Turns(MAX_IMPORTS)
+        self.feeds = Feeds(log)
         self._answers = Turns(max_queue)
         self.stopping: set[StateId] = set()
         self.searches: dict[StateId, asyncio.Future[BeamsFound]] = {}
@@ -78,7 +96,7 @@ class Service:
         """
         while (current := self._folds.get(state_id)) is None:
             missed = self._missed
-            read = fold(map(decode, await self.log.state_rows(state_id)))
+            read = await self._read(state_id)
             if read is None:
                 raise StateNotFound(state_id)
             if missed == self._missed:
@@ -87,9 +105,15 @@ class Service:
             return current
         if not 1 <= version <= current.version:
             raise VersionNotFound(state_id, version, current.version)
-        then = fold(map(decode, await self.log.state_rows(state_id, until=version)))
+        then = fold_rows(await self.log.state_rows(state_id, until=version))
         assert then is not None
         return then
+
+    async def _read(self, state_id: StateId) -> State | None:
+        try:
+            return fold_rows(await self.log.state_rows(state_id))
+        except EventErased:  # just now, between reading its rows and opening them
+            return fold_rows(await self.log.state_rows(state_id))
 
     async def live(self, state_id: StateId, version: Version | None = None) -> Live:
         """A state that takes operations.
@@ -98,6 +122,17 @@ class Service:
             StateNotFound, StateIsDeleted, VersionNotFound: there is none.
         """
         decide.live(await self.state(state_id), state_id)
+        return decide.live(await self.state(state_id, version), state_id)
+
+    async def as_it_was(self, state_id: StateId, version: Version | None) -> Live:
+        """A state to read: as it is or, also if it was deleted since, as it was at a version.
+
+        Raises:
+            StateNotFound, StateIsDeleted, StateIsErased, VersionNotFound: there is none.
+        """
+        current = await self.state(state_id)
+        if version is None or isinstance(current, Erased):
+            return decide.live(current, state_id)
         return decide.live(await self.state(state_id, version), state_id)
 
     async def event(self, state_id: StateId, version: Version) -> Recorded:
@@ -113,7 +148,43 @@ class Service:
         A caller that is cancelled ends when both are done, and its turn with it. ``replaces``:
         they are what the call's ``Idempotency-Key`` stands for from now on.
         """
-        recording = asyncio.ensure_future(self._record(call, appends, replaces=replaces))
+        recording = self.log.append(
+            appends,
+            provenance=self.provenance(call),
+            idempotency=call.idempotency,
+            replaces=replaces,
+        )
+        return await self._to_its_end(self._keeping(recording))
+
+    async def erase(self, call: Call, state_ids: Sequence[StateId]) -> tuple[Recorded, ...]:
+        """Erase states, on disk and in memory; a caller that is cancelled ends when it is done."""
+        recording = self.log.erase(
+            state_ids, provenance=self.provenance(call), idempotency=call.idempotency
+        )
+        return await self._to_its_end(self._keeping(recording))
+
+    @contextmanager
+    def ending(self, state_ids: Sequence[StateId]) -> Iterator[None]:
+        """End the generations that run on states, and those that begin on them meanwhile."""
+        self.stopping.update(state_ids)
+        for state_id in state_ids:
+            if searching := self.searches.get(state_id):
+                searching.cancel()
+        try:
+            yield
+        finally:
+            self.stopping.difference_update(state_ids)
+
+    def provenance(self, call: Call) -> Provenance:
+        """Who a call is from, and the time it is recorded at."""
+        return Provenance(
+            actor=call.actor, request_id=call.request_id, recorded_at=self.surroundings.now()
+        )
+
+    async def _to_its_end(
+        self, work: Coroutine[Any, Any, tuple[Recorded, ...]]
+    ) -> tuple[Recorded, ...]:
+        recording = asyncio.ensure_future(work)
         with anyio.CancelScope(shield=True):  # from scopes; what cancels the task alone is awaited
             try:
                 await asyncio.shield(recording)
@@ -122,19 +193,9 @@ class Service:
                 raise
         return recording.result()
 
-    async def _record(
-        self, call: Call, appends: Sequence[Append], *, replaces: bool
-    ) -> tuple[Recorded, ...]:
-        provenance = Provenance(
-            actor=call.actor, request_id=call.request_id, recorded_at=self.surroundings.now()
-        )
+    async def _keeping(self, recording: Awaitable[tuple[Recorded, ...]]) -> tuple[Recorded, ...]:
         try:
-            recorded = await self.log.append(
-                appends,
-                provenance=provenance,
-                idempotency=call.idempotency,
-                replaces=replaces,
-            )
+            recorded = await recording
         except VersionConflict as conflict:
             self._folds.pop(conflict.facts["state_id"], None)
             raise

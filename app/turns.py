@@ -44,3 +44,9 @@ class Turns:
             self._users[key] -= count
             if not self._users[key]:
                 del self._users[key], self._locks[key]
+
+    async def idle(self, key: Hashable) -> None:
+        """Wait for the end of every turn of the key that is held or waited for now; takes none."""
+        if lock := self._locks.get(key):
+            async with lock:
+                pass

@@ -10,7 +10,7 @@ import hashlib
 import struct
 from typing import Any, Final
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from domain.errors import ChainBroken
 from domain.ids import Position, StateId, Version
@@ -83,7 +83,7 @@ def _column(value: int | str | None) -> bytes:
         return b"N"
     if isinstance(value, int):
         return _integer(b"I", value)
-    data = value.encode()
+    data = value.encode(errors="surrogateescape")  # as stored, also where that is no UTF-8
     return _integer(b"T", len(data)) + data
 
 
@@ -107,6 +107,18 @@ def row_hash(row: Row) -> bytes:
         *(() if row.source is None else (row.source,)),
     )
     return hashlib.sha256(row.previous_hash + b"".join(map(_column, columns))).digest()
+
+
+def legible(text: str) -> str:
+    """A text with bytes that are not UTF-8 written out, for reports."""
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
+
+
+def legible_row(row: Row) -> Row:
+    """The row with every text of it legible; it need not match its hash any more."""
+    columns = {name: getattr(row, name) for name in COLUMNS}
+    texts = {name: legible(text) for name, text in columns.items() if isinstance(text, str)}
+    return structs.replace(row, **texts)
 
 
 def blobs_digest(blobs: tuple[bytes, ...]) -> str:

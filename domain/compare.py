@@ -7,10 +7,19 @@ from msgspec import Struct
 
 from domain.beams import BeamSearch, Candidates, ends_of
 from domain.chain import blobs_digest
-from domain.events import BeamsGenerated, BeamStep, Continuation, Recorded, Scores, TokensGenerated
+from domain.events import (
+    BeamsGenerated,
+    BeamStep,
+    Continuation,
+    Recorded,
+    Scores,
+    StateCreated,
+    TokensGenerated,
+)
 from domain.fingerprint import Fingerprint
 from domain.ids import Position, TokenId
-from domain.replay import Claim, Divergence, Drift, Occurrence, Passage, divergence, place_of
+from domain.replay import Claim, Passage, place_of, runs_of
+from domain.report import Differences, Divergence, Drift, divergence
 from domain.search_tree import SearchTree
 from domain.work import Drawn, Scored
 
@@ -31,6 +40,15 @@ class Evidence(Struct, frozen=True):
 
     redone: list[Redone]
     searched: list[tuple[Passage, Scored]]
+
+    @property
+    def recorded(self) -> Recorded:
+        """The event."""
+        if self.redone:
+            return self.redone[0].claim.recorded
+        searched = self.searched[0][0].search
+        assert searched is not None
+        return searched
 
 
 def by_event(results: Iterable[tuple[Passage, Scored]]) -> dict[Position, Evidence]:
@@ -59,13 +77,13 @@ def _redone(passage: Passage, scored: Scored) -> list[Redone]:
 
 
 def compare(
-    occurrence: Occurrence, evidence: Evidence, eos_token_ids: frozenset[TokenId]
+    recorded: Recorded, evidence: Evidence, eos_token_ids: frozenset[TokenId]
 ) -> Divergence | None:
     """The first difference between what an event claims and its re-execution, if there is one."""
-    found = _compare_search(occurrence, evidence, eos_token_ids)
+    found = _compare_search(recorded, evidence, eos_token_ids)
     for redone in evidence.redone:
         found = found or _compare_run(redone)
-    return found or _compare_stored(occurrence.recorded, evidence.redone)
+    return found or _compare_stored(recorded, evidence.redone)
 
 
 def _compare_run(redone: Redone) -> Divergence | None:
@@ -124,17 +142,17 @@ def _compare_stored(recorded: Recorded, redone: Sequence[Redone]) -> Divergence 
 
 
 def _compare_search(
-    occurrence: Occurrence, evidence: Evidence, eos_token_ids: frozenset[TokenId]
+    recorded: Recorded, evidence: Evidence, eos_token_ids: frozenset[TokenId]
 ) -> Divergence | None:
-    recorded, event, before = occurrence.recorded, occurrence.recorded.event, occurrence.before
-    if not isinstance(event, BeamsGenerated) or before is None:
+    event = recorded.event
+    if not isinstance(event, BeamsGenerated):
         return None
     tree = SearchTree(event.steps)
     rows = _rows(tree, place_of(recorded), evidence.searched)
     search = BeamSearch(
         event.parameters,
         eos_token_ids=ends_of(event.parameters, eos_token_ids),
-        max_new=min(event.parameters.max_tokens, before.room),
+        max_new=min(event.parameters.max_tokens, evidence.searched[0][0].room),
     )
     for index, running in enumerate(tree.running):
         told = event.steps[index] if index < len(event.steps) else None
@@ -195,13 +213,12 @@ def _compare_found(
 
 
 def drift(
-    occurrence: Occurrence,
+    recorded: Recorded,
     evidence: Evidence,
     eos_token_ids: frozenset[TokenId],
-    differences: dict[str, tuple[Any, Any]],
+    differences: Differences,
 ) -> Drift:
     """How far an event is from its re-execution under another fingerprint."""
-    recorded = occurrence.recorded
     deltas = [
         abs(was - now)
         for one in evidence.redone
@@ -213,7 +230,7 @@ def drift(
         for index, (was, now) in enumerate(zip(one.claim.tokens, one.drawn, strict=False))
         if was != now.token_id
     ]
-    searched = _compare_search(occurrence, evidence, eos_token_ids)
+    searched = _compare_search(recorded, evidence, eos_token_ids)
     if searched is not None and searched.token_position is not None:
         changed.append(searched.token_position)
     return Drift(
@@ -227,7 +244,7 @@ def drift(
     )
 
 
-def differences(recorded: Fingerprint, now: Fingerprint) -> dict[str, tuple[Any, Any]]:
+def differences(recorded: Fingerprint, now: Fingerprint) -> Differences:
     """The facts in which two fingerprints differ; what one of them does not name is null."""
     old, new = recorded.facts(), now.facts()
     return {
@@ -235,6 +252,23 @@ def differences(recorded: Fingerprint, now: Fingerprint) -> dict[str, tuple[Any,
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     }
+
+
+def text_before(
+    found: Divergence, recorded: Recorded, held: tuple[TokenId, ...]
+) -> tuple[TokenId, ...] | None:
+    """The text before the token that a divergence names; ``held`` is what the state held.
+
+    Null where it names none, or one of a step of a search, which is in no single text.
+    """
+    if found.token_position is None:
+        return None
+    count, event = found.token_position - _start(recorded), recorded.event
+    runs = (("", event),) if isinstance(event, StateCreated) else runs_of(recorded)
+    for name, run in runs:
+        if found.field.startswith(name):
+            return held + run.content.tokens[:count]
+    return None
 
 
 def _start(recorded: Recorded) -> int:

@@ -28,8 +28,9 @@ from domain.events import (
 )
 from domain.ids import TokenId
 from domain.origin import Fork, Merge, New, Origin, parents_of
-from domain.replay import Divergence, Occurrence, divergence, runs_of
-from domain.state import Live, fold, join, take
+from domain.replay import Course, Occurrence, runs_of
+from domain.report import Divergence, divergence
+from domain.state import Live, join, take
 from domain.stopping import Stopping
 
 PARTIAL_SINCE: Final = 2
@@ -48,18 +49,16 @@ Fulfils = Callable[[Constraint, Sequence[TokenId]], bool]
 # where a state comes from
 
 
-def compare_origin(
-    recorded: Recorded, histories: Sequence[Sequence[Recorded]]
-) -> Divergence | None:
+def compare_origin(recorded: Recorded, parents: Sequence[Course]) -> Divergence | None:
     """Whether a state began with what those it comes from held, which were there before it.
 
-    ``histories`` are those of :func:`parents_of` its origin, each up to its version.
+    ``parents`` are the histories of :func:`parents_of` its origin, each up to its version.
     """
     created = recorded.event
     assert isinstance(created, StateCreated)
     origin, held, dropped = created.origin, [], 0
-    for index, history in enumerate(histories):
-        state = _held(recorded, origin, index, history)
+    for index, parent in enumerate(parents):
+        state = _held(recorded, origin, index, parent)
         if isinstance(state, Divergence):
             return state
         held.append(state)
@@ -67,7 +66,7 @@ def compare_origin(
         case New():
             found = None
         case Fork():
-            found = _compare_fork(recorded, created, origin, held[0], histories[0][-1])
+            found = _compare_fork(recorded, created, origin, held[0], parents[0].last)
             dropped = held[0].dropped
         case Merge():
             found = _compare_merge(recorded, created, origin, held)
@@ -77,16 +76,14 @@ def compare_origin(
     return found
 
 
-def _held(
-    recorded: Recorded, origin: Origin, index: int, history: Sequence[Recorded]
-) -> Live | Divergence:
+def _held(recorded: Recorded, origin: Origin, index: int, parent: Course) -> Live | Divergence:
     """A parent as it was: it must have been alive at that version, and before its child began."""
     _, version = parents_of(origin)[index]
     field = "origin.version" if isinstance(origin, Fork) else f"origin.parents[{index}].version"
-    state = fold(history)
-    if not isinstance(state, Live) or state.version != version:
+    state, last = parent.state, parent.last
+    if not isinstance(state, Live) or state.version != version or last is None:
         return divergence(recorded, field, version, state.version if state else None)
-    latest = history[-1].position
+    latest = last.position
     if latest >= recorded.position:
         return divergence(recorded, field, version, f"recorded later, at position {latest}")
     return state
@@ -107,15 +104,15 @@ def _compare_model(
 
 
 def _compare_fork(
-    recorded: Recorded, created: StateCreated, fork: Fork, parent: Live, last: Recorded
+    recorded: Recorded, created: StateCreated, fork: Fork, parent: Live, last: Recorded | None
 ) -> Divergence | None:
     content = take(parent.content, fork.head_position)
     if fork.continuation is not None:
         version, index = fork.continuation.version, fork.continuation.index
         if version != fork.version:
             return divergence(recorded, "origin.continuation.version", version, fork.version)
-        several = isinstance(last.event, ContinuationsGenerated | BeamsGenerated)
-        runs = runs_of(last) if several else ()
+        several = last and isinstance(last.event, ContinuationsGenerated | BeamsGenerated)
+        runs = runs_of(last) if last and several else ()
         if not 0 <= index < len(runs):
             possible = f"one of {len(runs)} continuations"
             return divergence(recorded, "origin.continuation.index", index, possible)

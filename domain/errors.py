@@ -9,6 +9,7 @@
      |   |- StateIsDeleted      existed; its events stay readable
      |   |- VersionNotFound     the state has no such version
      |   |- ModelNotFound       not a model that clients may name
+ |   |- NoSigningKey        checkpoints are not signed here
      |   `- ReplayNotFound      no such replay, or its report is kept no more
      |- StateIsErased           existed; what it held was destroyed
      |- Conflict
@@ -21,12 +22,16 @@
      |   |- HasDescendants      other states hold what is to be erased
      |   `- NotErasable         the log was not created erasable
      |- BrokenExport            a file to import that does not prove what it holds
+     |   `- ExportTooNew        a file of a newer release
      |- PreconditionFailed      If-Match names another version
      |- TooLarge                text or tokens that do not fit the context
      |- QueueFull               too much is waiting already; try again later
      `- Unavailable
          |- ModelUnavailable    the model's files cannot be had or are not usable
-         `- LogUnavailable      the database cannot be written
+         |- LogUnavailable      the database cannot be written
+         `- LogAltered          its events are not those that its Merkle tree was made of
+
+    NotComparable               nothing could be replayed, or not what a baseline is of
 
     LogError                    the log itself is wrong; nobody's request is to blame
      |- ChainBroken             a stored row does not match its hash
@@ -136,6 +141,17 @@ class ModelNotFound(NotFound):
             " (the setting CACHER_ALLOWED_MODELS names more)",
             model_id=model_id,
             allowed=allowed,
+        )
+
+
+class NoSigningKey(NotFound):
+    """Checkpoints are not signed here."""
+
+    slug = "no-signing-key"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "checkpoints are not signed here: the server was started without CACHER_SIGNING_KEY"
         )
 
 
@@ -280,6 +296,10 @@ class BrokenExport(Refusal):
     slug = "broken-export"
 
 
+class ExportTooNew(BrokenExport):
+    """A file that a newer release wrote."""
+
+
 class PreconditionFailed(Refusal):
     """``If-Match`` names a version that is not the state's."""
 
@@ -331,6 +351,22 @@ class LogUnavailable(Unavailable):
     """The database cannot be written."""
 
     slug = "log-unavailable"
+
+
+class LogAltered(Unavailable):
+    """Rows are not those whose root was kept: nothing can be proven of them."""
+
+    slug = "log-altered"
+
+    def __init__(self, after: Position, last: Position) -> None:
+        super().__init__(
+            f"events after position {after}, up to {last}, were changed or removed behind the"
+            " back of the log: they do not lead to the root that was kept of them"
+        )
+
+
+class NotComparable(Exception):
+    """A replay and what it is to be held against do not fit, or there is nothing to replay."""
 
 
 class LogError(Exception):

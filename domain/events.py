@@ -371,6 +371,10 @@ def event_type(event: Event) -> str:
     return tag
 
 
+ERASED: Final = event_type(StateErased())
+"""The one type of event that is never sealed."""
+
+
 def decode(row: Row) -> Recorded:
     """The event in a row.
 
@@ -385,7 +389,7 @@ def decode(row: Row) -> Recorded:
         raise UnknownEvent(row.position, f"schema {row.schema} is newer than {SCHEMA}, or none")
     try:
         event = _decoder.decode(payload)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeError) as error:
         raise UnknownEvent(row.position, f"not a known event: {error}") from error
     if event_type(event) != row.type:
         raise UnknownEvent(row.position, f"stored as {row.type!r}, holds {event_type(event)!r}")

@@ -13,7 +13,8 @@ from domain.events import (
     TokensGenerated,
 )
 from domain.ids import TokenId
-from domain.replay import Divergence, Run, divergence, place_of, runs_of
+from domain.replay import Run, place_of, runs_of
+from domain.report import Divergence, divergence
 
 
 def compare_form(recorded: Recorded, vocabulary_size: int, context_size: int) -> Divergence | None:

@@ -1,7 +1,7 @@
 """What the application needs from the outside, as protocols; ``infra`` makes them real."""
 
 from collections.abc import AsyncGenerator, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from msgspec import Struct
 
@@ -10,6 +10,8 @@ from domain.config import (
     Constraint,
     ModelType,
 )
+from domain.counters import CacheCounters as CacheCounters
+from domain.counters import Tier as Tier
 from domain.events import (
     Event,
     Fragment,
@@ -19,6 +21,7 @@ from domain.fingerprint import Fingerprint
 from domain.ids import ModelId, Position, StateId, TokenId, Version
 from domain.intents import GenerationStarted
 from domain.merkle import Tile
+from domain.report import Standing
 from domain.transfer import Imported
 from domain.work import BeamRequest, BeamsFound, GenerationRequest, Scored, ScoreRequest, Step
 
@@ -97,8 +100,28 @@ class LogReader(Protocol):
     ) -> list[Row]:
         """Rows of one state in order: versions above ``after``, up to and with ``until``."""
 
+    async def newest(self, state_id: StateId) -> Row | None:
+        """The row of a state's latest version; null if there is no such state."""
+
+    async def page(
+        self,
+        *,
+        after: Position,
+        limit: int,
+        max_bytes: int,
+        state_id: StateId | None = None,
+    ) -> list[Row]:
+        """Rows in the order of the log, of one state or of all, from the one after a position.
+
+        At most ``limit``, and hardly more of them than have ``max_bytes`` of payload together;
+        none only if there are none.
+        """
+
     async def logits(self, position: Position) -> tuple[bytes, ...]:
-        """The blobs kept beside an event, in order."""
+        """The blobs kept beside an event, in order; one that cannot be opened is empty."""
+
+    async def stored_logits(self, position: Position) -> tuple[bytes, ...]:
+        """The same as they are stored: sealed in an erasable log."""
 
     async def fingerprint(self, fingerprint_id: str) -> Fingerprint | None:
         """A fingerprint that some event refers to."""
@@ -110,6 +133,11 @@ class LogReader(Protocol):
 
     async def state_ids(self) -> list[StateId]:
         """Every state that ever was, oldest first."""
+
+    async def standings(
+        self, state_ids: Sequence[StateId], *, after: Position
+    ) -> dict[StateId, Standing]:
+        """Where states stand that have events after position ``after``."""
 
     async def size(self) -> int:
         """Number of events."""
@@ -176,7 +204,12 @@ class EventLog(LogReader, Protocol):
     ) -> tuple[Recorded, ...]:
         """Record that states are erased and destroy their keys; on disk before this returns.
 
+        No state can begin with what an erased one held.
+
         Raises:
+            NotErasable: the log was not created erasable.
+            StateNotFound, StateIsErased: there is no such state, or nothing left to erase.
+            HasDescendants: states that are not among these hold what they held; names them.
             IdempotencyKeyReused, QueueFull, LogUnavailable: as for :meth:`append`.
         """
 
@@ -203,6 +236,21 @@ class EventLog(LogReader, Protocol):
         """
 
 
+class Signer(Protocol):
+    """An Ed25519 key that signs checkpoints.
+
+    ``name`` is what signature lines call it, ``key_id`` are the four bytes that tell keys of one
+    name apart, ``public_key`` is PEM.
+    """
+
+    name: str
+    key_id: bytes
+    public_key: str
+
+    def sign(self, text: bytes) -> bytes:
+        """The signature over a text, 64 bytes."""
+
+
 class ModelInfo(Struct, frozen=True, kw_only=True):
     """What is known of a model without loading it."""
 
@@ -223,39 +271,6 @@ class Numerics(Struct, frozen=True, kw_only=True):
     quantum: int
     query_tile: int
     note: str | None
-
-
-Tier = Literal["device", "host", "none"]
-"""Where K/V is: in the memory of the device that computes, in the host's, or nowhere."""
-
-
-class CacheCounters(Struct, frozen=True, kw_only=True):
-    """The KV cache of one model.
-
-    Now: blocks of the device in all, those that running sequences hold, those that can be found by
-    content (held or not), and those that are neither. ``blocks_shared`` is how many more would be
-    held if sequences shared none. Where the device is the CPU there are no host blocks.
-    ``sequences`` run or wait for a place in the batch.
-
-    Since the model was loaded, in blocks: ``hits`` were found instead of computed (``restores`` of
-    them on the host), ``misses`` had to be computed, ``evictions`` had to leave the device.
-    """
-
-    block_tokens: int
-    block_bytes: int
-    blocks_capacity: int
-    blocks_held: int
-    blocks_cached: int
-    blocks_free: int
-    blocks_shared: int
-    host_blocks_capacity: int
-    host_blocks_cached: int
-    hits: int
-    misses: int
-    evictions: int
-    restores: int
-    sequences: int
-    sequences_waiting: int
 
 
 class LanguageModel(Protocol):
@@ -345,6 +360,9 @@ class Models(Protocol):
 
     def counters(self) -> dict[ModelId, CacheCounters]:
         """Counters of the KV cache of every loaded model."""
+
+    async def forget(self) -> None:
+        """Drop every block of every loaded model's KV cache that no running work holds."""
 
     async def get(self, model_id: ModelId) -> LanguageModel:
         """The model, loaded if it was not.

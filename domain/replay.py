@@ -7,10 +7,11 @@ measured drift under another (level L2).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Final
 
 from msgspec import Struct
 
+from domain.errors import UnknownEvent
 from domain.events import (
     Beam,
     BeamsGenerated,
@@ -23,7 +24,7 @@ from domain.events import (
     TextForwarded,
     TokensGenerated,
 )
-from domain.ids import Position, StateId, TokenId, Version
+from domain.ids import Position, TokenId, Version
 from domain.search_tree import SearchTree
 from domain.state import Live, State, evolve
 from domain.work import Drawing, Redraw, ScoreRequest
@@ -33,75 +34,6 @@ Run = TextForwarded | TokensGenerated | Continuation | Beam
 
 Claiming = TextForwarded | TokensGenerated | ContinuationsGenerated | BeamsGenerated
 """Events that say something about tokens."""
-
-
-class Divergence(Struct, frozen=True, kw_only=True):
-    """The first thing about an event that is not as recorded.
-
-    ``position`` is the event's place in the log, ``token_position`` the absolute position in the
-    state's text, ``field`` what differs.
-    """
-
-    position: Position
-    state_id: StateId | None
-    version: Version | None
-    field: str
-    expected: Any
-    actual: Any
-    token_position: int | None = None
-
-
-class Drift(Struct, frozen=True, kw_only=True):
-    """How far an event is from its re-execution under another fingerprint.
-
-    ``max_logprob_delta`` is the largest |difference| of a logprob (nats); ``first_changed`` the
-    first position in the text where another token would be drawn, or another beam be chosen, now.
-    ``differences`` are the facts in which the two fingerprints differ, as recorded and as they
-    are now.
-    """
-
-    position: Position
-    state_id: StateId
-    version: Version
-    recorded_fingerprint: str | None
-    max_logprob_delta: float
-    first_changed: int | None
-    differences: dict[str, tuple[Any, Any]]
-
-
-class Report(Struct, frozen=True, kw_only=True):
-    """What verifying a log found.
-
-    ``equal``: everything was re-executed and is equal bit for bit. ``divergent``: something is
-    not as recorded. ``unverified``: no divergence, but some events could not be held to the bit,
-    because they were made under another fingerprint or without the contract.
-    """
-
-    result: Literal["equal", "divergent", "unverified"]
-    head: dict[str, Any]
-    events_checked: int
-    states_checked: int
-    tokens_recomputed: int
-    tokens_reused: int
-    divergences: tuple[Divergence, ...]
-    drifts: tuple[Drift, ...]
-    notes: tuple[str, ...]
-
-
-def divergence(
-    recorded: Recorded, field: str, expected: Any, actual: Any, index: int | None = None
-) -> Divergence:
-    """A difference in one field of an event; ``index`` counts the tokens from its start."""
-    start = getattr(recorded.event, "start", 0)
-    return Divergence(
-        position=recorded.position,
-        state_id=recorded.state_id,
-        version=recorded.version,
-        field=field,
-        expected=expected,
-        actual=actual,
-        token_position=None if index is None else start + index,
-    )
 
 
 # events in their place
@@ -130,24 +62,66 @@ class Occurrence(Struct, frozen=True, kw_only=True):
         return "".join(part.content.text for part in self.earlier)
 
 
-def occurrences(events: Sequence[Recorded]) -> Iterator[Occurrence]:
-    """One state's history from its beginning, each event in its place."""
+class Course(Struct, frozen=True, kw_only=True):
+    """A state's history up to some event, as far as what comes after it depends on it.
+
+    ``state`` is its fold and ``last`` its latest event (null before the beginning). ``parts`` are
+    those of the call that a next part would go on from.
+    """
+
     state: State | None = None
+    last: Recorded | None = None
     parts: tuple[TokensGenerated, ...] = ()
-    for recorded, following in zip(events, (*events[1:], None), strict=False):
-        event = recorded.event
-        resumes = isinstance(event, TokensGenerated) and event.resumes > 0
-        yield Occurrence(
+
+    @property
+    def version(self) -> Version:
+        """Number of events so far."""
+        return self.state.version if self.state else Version(0)
+
+    def place(self, recorded: Recorded, following: Recorded | None) -> Occurrence:
+        """The next event in its place."""
+        return Occurrence(
             recorded=recorded,
-            before=state if isinstance(state, Live) else None,
+            before=self.state if isinstance(self.state, Live) else None,
             following=following,
-            earlier=parts if resumes else (),
+            earlier=self._resumed(recorded),
         )
+
+    def after(self, recorded: Recorded) -> "Course":
+        """The history with one more event.
+
+        Raises:
+            UnknownEvent: the event cannot follow, or was recorded before the latest one.
+        """
+        event, parts = recorded.event, self.parts
+        if self.last is not None and recorded.position < self.last.position:
+            raise UnknownEvent(recorded.position, "recorded before the version it follows")
         if isinstance(event, TokensGenerated):
-            parts = (*(parts if resumes else ()), event)
+            parts = (*self._resumed(recorded), event)
         elif not isinstance(event, ContextSlid):
             parts = ()
-        state = evolve(state, recorded)
+        return Course(state=evolve(self.state, recorded), last=recorded, parts=parts)
+
+    def _resumed(self, recorded: Recorded) -> tuple[TokensGenerated, ...]:
+        event = recorded.event
+        return self.parts if isinstance(event, TokensGenerated) and event.resumes else ()
+
+
+BEGINNING: Final = Course()
+"""The history of a state that does not exist yet."""
+
+
+def occurrences(
+    events: Sequence[Recorded], start: Course = BEGINNING, following: Recorded | None = None
+) -> Iterator[Occurrence]:
+    """Events of one state, each in its place; ``start`` is what was before, ``following`` comes.
+
+    Raises:
+        UnknownEvent: an event cannot follow those before it.
+    """
+    for recorded, after in zip(events, (*events[1:], following), strict=False):
+        yield start.place(recorded, after)
+        start = start.after(recorded)
 
 
 # what events claim
@@ -180,13 +154,21 @@ class Claim(Struct, frozen=True, kw_only=True):
 class Passage(Struct, frozen=True, kw_only=True):
     """Tokens to compute from the place ``start`` on, and the claims about some of them.
 
-    ``search`` is the beam search, if any, that chose from what comes at each of these places.
+    ``search`` is the beam search, if any, that chose from what comes at each of these places, and
+    ``room`` the number of tokens that it could add.
     """
 
     tokens: tuple[TokenId, ...]
     start: int
     claims: tuple[Claim, ...]
     search: Recorded | None = None
+    room: int = 0
+
+    @property
+    def about(self) -> tuple[Position, ...]:
+        """The events that it is evidence of, by their places in the log, in order."""
+        found = {claim.recorded.position for claim in self.claims}
+        return tuple(sorted(found | ({self.search.position} if self.search else set())))
 
     def request(self) -> ScoreRequest:
         """What a model is asked about it."""
@@ -287,7 +269,7 @@ def passages(history: Iterable[Occurrence]) -> list[Passage]:
             claims = []
         match event:
             case BeamsGenerated():
-                found += _search_passages(occurrence.recorded, event.steps, held, made)
+                found += _search_passages(occurrence, event.steps, made)
             case ContinuationsGenerated():
                 found += [_passage(held + claim.tokens, [claim]) for claim in made]
             case _ if made:
@@ -313,18 +295,22 @@ def _ends_passage(claims: Sequence[Claim], occurrence: Occurrence) -> bool:
 
 
 def _search_passages(
-    recorded: Recorded,
-    steps: Sequence[BeamStep],
-    held: tuple[TokenId, ...],
-    claims: Sequence[Claim],
+    occurrence: Occurrence, steps: Sequence[BeamStep], claims: Sequence[Claim]
 ) -> list[Passage]:
     """Texts that have every beam of a search: those it found, then as many as the others need.
 
     Of each beam is asked what comes after it, hence each of the others has one more token.
     """
-    tree = SearchTree(steps)
+    recorded, before, tree = occurrence.recorded, occurrence.before, SearchTree(steps)
+    held, room = (before.content.tokens, before.room) if before else ((), 0)
     found = [
-        Passage(tokens=held + claim.tokens, start=len(held), claims=(claim,), search=recorded)
+        Passage(
+            tokens=held + claim.tokens,
+            start=len(held),
+            claims=(claim,),
+            search=recorded,
+            room=room,
+        )
         for claim in claims
     ]
     covered = {node for claim in claims for node in tree.walk(claim.tokens)}
@@ -339,6 +325,7 @@ def _search_passages(
                     start=len(tokens) - len(lacking) + 1,
                     claims=(),
                     search=recorded,
+                    room=room,
                 )
             )
     return found

@@ -1,14 +1,16 @@
 """What a state is: the fold of its events. ``fold`` needs no model and no I/O."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import assert_never
 
 import msgspec
 from msgspec import Struct
 
+from domain.chain import Row
 from domain.config import Metadata, ModelType, StateConfig
 from domain.errors import UnknownEvent
 from domain.events import (
+    ERASED,
     BeamsGenerated,
     ConfigChanged,
     ContextSlid,
@@ -22,9 +24,11 @@ from domain.events import (
     StateErased,
     TextForwarded,
     TokensGenerated,
+    decode,
 )
 from domain.ids import ModelId, StateId, Version
 from domain.origin import Origin
+from domain.transfer import happened_at
 
 
 class Live(Struct, frozen=True, kw_only=True):
@@ -188,15 +192,15 @@ def evolve(state: State | None, recorded: Recorded) -> State:
                 origin=event.origin,
                 content=event.content,
                 dropped=event.dropped,
-                created_at=row.recorded_at,
-                modified_at=row.recorded_at,
+                created_at=happened_at(row),
+                modified_at=happened_at(row),
             )
         case Live(), StateDeleted():
             return Deleted(
                 state_id=state.state_id,
                 version=recorded.version,
                 model_id=state.model_id,
-                deleted_at=row.recorded_at,
+                deleted_at=happened_at(row),
             )
         case Live() | Deleted(), StateErased():
             return Erased(
@@ -204,11 +208,25 @@ def evolve(state: State | None, recorded: Recorded) -> State:
             )
         case Live(), _:
             try:
-                return msgspec.structs.replace(apply(state, event), modified_at=row.recorded_at)
+                return msgspec.structs.replace(apply(state, event), modified_at=happened_at(row))
             except CannotFollow as error:
                 raise UnknownEvent(row.position, f"{row.type} {error}") from error
         case _:
             raise UnknownEvent(row.position, f"{row.type} cannot happen to this state")
+
+
+def fold_rows(rows: Sequence[Row]) -> State | None:
+    """The state that the rows of its events, from the first on, lead to.
+
+    Of a state that was erased only the last row is read.
+
+    Raises:
+        EventErased: a row is sealed, and there is no key.
+        UnknownEvent: an event that cannot be read, or cannot follow.
+    """
+    if rows and (last := rows[-1]).type == ERASED and last.version is not None:
+        return Erased(state_id=last.state_id, version=last.version, erased_at=last.recorded_at)
+    return fold(map(decode, rows))
 
 
 def fold(events: Iterable[Recorded], start: State | None = None) -> State | None:

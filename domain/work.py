@@ -111,13 +111,15 @@ RowKind = Literal["top_k", "full", "raw"]
 class Reference(Struct, frozen=True, kw_only=True):
     """What is known of another distribution, to hold that of a place against.
 
-    Of its token at least the ``logprob``; with a ``row`` (logits of that ``kind``) also of others.
-    ``logsumexp`` is that of all its logits.
+    Of its token at least the ``logprob`` and, where it is told, the ``rank`` (0: the likeliest);
+    with a ``row`` (logits of that ``kind``) also of others. ``logsumexp`` is that of all its
+    logits.
     """
 
     token_id: TokenId
     logprob: float
     logsumexp: float
+    rank: int | None = None
     kind: RowKind | None = None
     row: bytes | None = None
 

@@ -38,6 +38,9 @@ ALTER TABLE states ADD COLUMN erased INTEGER NOT NULL DEFAULT 0 CHECK (erased IN
 
 CREATE INDEX erased_states ON states (state_id) WHERE erased = 1;
 
+-- So that what a state was about to do can be forgotten with it.
+CREATE INDEX generations_started_by_state ON generations_started (state_id);
+
 -- What is kept in logits: its bytes, and the position up to which it may have been let go of.
 CREATE TABLE logits_kept (
     only INTEGER PRIMARY KEY CHECK (only = 1),

@@ -107,7 +107,8 @@ def test_the_scheduler_and_the_blocks_are_integers_only(module: str) -> None:
 
 
 def test_nothing_that_is_served_imports_tests_scripts_or_benchmarks() -> None:
-    assert knowing(MODULES, {"tests", "scripts", "benchmarks", "pytest", "hypothesis"}) == {}
+    known = knowing(MODULES, {"tests", "scripts", "benchmarks", "pytest", "hypothesis"})
+    assert known == {"app/pytest_plugin.py": {"pytest"}}
 
 
 def test_an_import_that_points_outward_would_be_found() -> None:
@@ -217,6 +218,7 @@ def test_the_wheel_carries_all_code_migrations_and_embedded_models(wheel: Path) 
     migrations = {f"migrations/{file.name}" for file in (ROOT / "migrations").glob("*.sql")}
     assert migrations
     assert migrations <= carried
+    assert "app/reports/regression.html" in carried
     models = "infra/models/embedded"
     for name in ("cacher-tiny", "cacher-tiny-sentiment"):
         for file in ("config.json", "model.safetensors", "tokenizer.json"):
@@ -278,3 +280,4 @@ def test_the_installed_wheel_works_from_another_folder(installed: Path, tmp_path
 def test_the_installed_wheel_brings_its_command(installed: Path) -> None:
     (entry_points,) = installed.glob("cacher_api3-*.dist-info/entry_points.txt")
     assert "cacher = app.cli:main" in entry_points.read_text()
+    assert "[pytest11]\ncacher = app.pytest_plugin" in entry_points.read_text()

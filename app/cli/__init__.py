@@ -2,7 +2,11 @@
 
 import rich_click as click
 
+from app.cli.backup import backup
+from app.cli.log import log
+from app.cli.regress import regress
 from app.cli.serve import migrate, serve
+from app.cli.transfer import check, export, import_
 from app.cli.verify import verify
 
 
@@ -12,5 +16,5 @@ def main() -> None:
     """Cacher: a stateful, reproducible HTTP API for language-model operations."""
 
 
-for command in (serve, migrate, verify):
+for command in (backup, serve, migrate, verify, log, regress, export, import_, check):
     main.add_command(command)

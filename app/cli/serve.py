@@ -21,6 +21,7 @@ def serve(**options: Any) -> None:
     settings = settings_of(**options)
     try:
         bootstrap.migrate(settings)
+        bootstrap.prepare(settings)
     except LogError as error:
         fail(str(error))
     uvicorn.run(

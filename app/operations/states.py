@@ -271,15 +271,10 @@ async def delete(service: Service, call: Call, state_id: StateId) -> tuple[Recor
         if remembered:
             return remembered
         await _current(service, call, state_id)  # a refused deletion ends nothing
-        service.stopping.add(state_id)
-        if searching := service.searches.get(state_id):
-            searching.cancel()
-        try:
+        with service.ending((state_id,)):
             async with service.turns.turn(state_id):
                 state = await _current(service, call, state_id)
                 return await service.append(call, [_next(state, decide.delete(state))])
-        finally:
-            service.stopping.discard(state_id)
 
 
 async def _current(service: Service, call: Call, state_id: StateId) -> Live:

@@ -1,80 +1,89 @@
-"""Re-executing a log to hold it against what it says. Changes nothing.
+"""Re-executing a log to hold it against what it says. Changes nothing in it.
 
-What is compared is compared in threads: whoever else is served does not wait for it.
+It is worked through in windows of some events: the chain is followed, and what states did in the
+window is computed anew, all of it together. A window that is done is progress: the mark of what was
+found equal moves behind it. What is compared is compared in threads: whoever else is served does
+not wait for it.
 """
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
+import msgspec
 from msgspec import Struct
 
-from domain import compare, consistency
-from domain.chain import Head, Row, blobs_digest, follow, row_hash
-from domain.compare import Evidence
-from domain.errors import (
-    ChainBroken,
-    InvalidInput,
-    LogError,
-    ModelUnavailable,
-    NotFound,
-    StateNotFound,
-    UnknownEvent,
-)
-from domain.events import ContinuationsGenerated, Recorded, StateCreated, TokensGenerated, decode
-from domain.fingerprint import Fingerprint
-from domain.form import compare_form
-from domain.ids import ModelId, Position, StateId, Version
-from domain.origin import parents_of
+from app.operations.execution import Execution
+from app.operations.findings import Findings
+from app.operations.verify_chain import Chain
+from app.operations.verify_states import History, Seen, States
+from domain import compare
+from domain.chain import Head, legible_row
+from domain.errors import LogError, ModelUnavailable, NotFound, StateNotFound
+from domain.events import Alternative, Recorded
+from domain.ids import Position, StateId, TokenId, Version
 from domain.ports import LanguageModel, LogReader, Models
-from domain.replay import (
-    Divergence,
-    Drift,
-    Occurrence,
-    Passage,
-    Report,
-    divergence,
-    occurrences,
-    passages,
-)
-from domain.state import State, evolve
-from domain.work import Scored
+from domain.report import Differences, Divergence, Mark, Marks, Progress, Range, Report
+from domain.state import Live
 
-PAGE = 1000
+WINDOW_EVENTS: Final = 1000
+WINDOW_BYTES: Final = 32 << 20
+"""What a window holds at most: events, and bytes of what they say."""
 
-PASSAGES = 256
-"""Texts that a model is asked about together: what they begin with in common is computed once."""
-
-Progress = Callable[[int, int], None]
+LAST: Final = 2**63 - 1
+"""The largest position that there can be."""
 
 
 class Request(Struct, frozen=True, kw_only=True):
     """What to verify: some states, or the whole log; against a remembered head if given.
 
-    Only a remembered head can show that the newest rows were removed.
+    Only events after one position, and up to and with another; or those after the mark of what was
+    verified before. Only a remembered head can show that the newest rows were removed.
     """
 
     state_ids: tuple[StateId, ...] | None = None
+    after: Position = Position(0)
+    until: Position | None = None
+    since_verified: bool = False
     head: Head | None = None
 
 
 class Verifier:
-    """One verification of one log. ``progress`` is told states done and states in all."""
+    """One verification of one log.
+
+    ``progress`` is told how far it is, ``seen`` of every state. With ``marks``, it moves the mark
+    of how far the log was found equal; a divergence before that takes the mark away.
+    """
 
     def __init__(
-        self, log: LogReader, models: Models, *, progress: Progress = lambda done, total: None
+        self,
+        log: LogReader,
+        models: Models,
+        *,
+        marks: Marks | None = None,
+        progress: Callable[[Progress], None] = lambda progress: None,
+        seen: Seen = lambda state_id, erased: None,
     ) -> None:
         self._log = log
         self._models = models
+        self._marks = marks
         self._progress = progress
-        self._divergences: list[Divergence] = []
-        self._drifts: list[Drift] = []
-        self._notes: list[str] = []
-        self._begun: dict[StateId, Position] = {}
-        self._events = 0
-        self._recomputed = 0
-        self._reused = 0
+        self._seen = seen
+        self._findings = Findings()
+        self._execution = Execution(log, self._findings, told=self._tell)
+        self._mark: Mark | None = None
+        self._done = self._total = 0
+
+    async def check(self, request: Request) -> None:
+        """Find out early whether the states that are asked for exist.
+
+        Raises:
+            StateNotFound: one does not.
+        """
+        for state_id in request.state_ids or ():
+            if not await self._log.state_rows(state_id, limit=1):
+                raise StateNotFound(state_id)
 
     async def run(self, request: Request) -> Report:
         """Verify and report.
@@ -82,265 +91,235 @@ class Verifier:
         Raises:
             StateNotFound: a state that was asked for does not exist.
         """
-        head = await self._check_chain(request.head)
-        if request.state_ids is None:
-            await self._check_list()
-            state_ids = tuple(self._begun)
-        else:
-            state_ids = request.state_ids
-        for done, state_id in enumerate(state_ids):
-            self._progress(done, len(state_ids))
-            await self._check_state(state_id)
-        self._progress(len(state_ids), len(state_ids))
-        unverified = self._drifts or self._notes
+        await self.check(request)
+        self._mark = await self._marks.load() if self._marks else None
+        if self._mark is not None and self._mark.log_id != self._log.log_id:
+            self._mark = None
+        begin, until = await self._range(request)
+        self._total = min(until - begin.position, await self._log.size())
+        await self._check_head(request.head)
+        chain = Chain(begin, await self._log.tiles(), self._findings)
+        states = States(
+            self._log,
+            self._models,
+            self._execution,
+            self._findings,
+            after=begin.position,
+            seen=self._seen,
+        )
+        await self._work(request, chain, states, until)
+        if states.released:
+            count = states.released
+            self._findings.note(f"the stored logits of {count} events were let go of, as agreed")
+        return self._report(Range(after=begin.position, until=until), chain.head, states)
+
+    def _report(self, span: Range, head: Head, states: States) -> Report:
+        findings = self._findings
         return Report(
-            result="divergent" if self._divergences else ("unverified" if unverified else "equal"),
+            result=findings.result,
             head={"position": head.position, "hash": head.hash.hex()},
-            events_checked=self._events,
-            states_checked=len(state_ids),
-            tokens_recomputed=self._recomputed,
-            tokens_reused=self._reused,
-            divergences=tuple(self._divergences),
-            drifts=tuple(self._drifts),
-            notes=tuple(self._notes),
+            range=span,
+            events_checked=states.events,
+            states_checked=states.states,
+            imported=states.imported,
+            erased=states.erased,
+            tokens_recomputed=self._execution.recomputed,
+            tokens_reused=self._execution.reused,
+            divergences_found=findings.divergences_found,
+            divergences=tuple(findings.divergences),
+            drifts_found=findings.drifts_found,
+            drifts=tuple(findings.drifts),
+            notes=tuple(findings.notes),
         )
 
-    async def _check_chain(self, remembered: Head | None) -> Head:
-        """Walk all rows; after a break go on from the broken row, to name the next one too."""
-        head = await self._log.genesis()
-        found = remembered is None or remembered == head
-        while rows := await self._log.rows(after=head.position, limit=PAGE):
-            heads = await asyncio.to_thread(self._follow, head, rows)
-            head, found = heads[-1], found or remembered in heads
-        if not found and remembered is not None:
-            self._divergences.append(
+    # where to begin
+
+    async def _range(self, request: Request) -> tuple[Head, Position]:
+        """The head to begin after, and the position to end with."""
+        newest = await self._log.head()
+        until = newest.position if request.until is None else request.until
+        until = min(until, newest.position)
+        if request.since_verified:
+            mark = await self._usable_mark()
+            return (mark or await self._log.genesis()), until
+        if request.after == 0:
+            return await self._log.genesis(), until
+        if request.after >= newest.position:
+            return newest, newest.position
+        (row,) = await self._log.rows(after=Position(request.after - 1), limit=1)
+        if row.position == request.after:
+            return Head(row.position, row.hash), until
+        return Head(request.after, row.previous_hash), until
+
+    async def _usable_mark(self) -> Head | None:
+        """The head up to which the log was found equal, if that still says something."""
+        mark = self._mark
+        reason = "there is none" if mark is None else await self._unusable(mark)
+        if mark is None or reason:
+            self._mark = None
+            self._findings.note(f"no verified mark is used, all is verified: {reason}")
+            return None
+        self._execution.used |= mark.fingerprints
+        return Head(mark.position, bytes.fromhex(mark.hash))
+
+    async def _unusable(self, mark: Mark) -> str | None:
+        """Why a mark of this log says nothing any more, if so."""
+        if not await self._holds(mark.position, mark.hash):
+            return f"position {mark.position} is not in the log as it was then"
+        for model_id, fingerprint in mark.fingerprints.items():
+            try:
+                model = await self._models.get(model_id)
+            except (ModelUnavailable, NotFound) as error:
+                return str(error)
+            if model.fingerprint.id != fingerprint:
+                return f"it was made under another fingerprint of {model_id}"
+        return None
+
+    async def _holds(self, position: Position, digest: str) -> bool:
+        """Whether a row, or the genesis, is there with this hash."""
+        if position == 0:
+            return (await self._log.genesis()).hash.hex() == digest
+        if not 0 < position <= LAST:
+            return False
+        rows = await self._log.rows(after=Position(position - 1), limit=1)
+        return [(row.position, row.hash.hex()) for row in rows] == [(position, digest)]
+
+    async def _check_head(self, head: Head | None) -> None:
+        if head is not None and not await self._holds(head.position, head.hash.hex()):
+            self._findings.diverges(
                 Divergence(
-                    position=remembered.position,
+                    position=head.position,
                     state_id=None,
                     version=None,
                     field="head",
-                    expected=remembered.hash.hex(),
+                    expected=head.hash.hex(),
                     actual="not in the log: rows were changed or removed",
                 )
             )
-        return head
 
-    def _follow(self, head: Head, rows: Iterable[Row]) -> list[Head]:
-        """The heads after ``head``, one for each row."""
-        heads = []
-        for row in rows:
-            try:
-                head = follow(head, row)
-            except ChainBroken as error:
-                self._broken(row, "hash", row.hash.hex(), f"{row_hash(row).hex()}: {error}")
-                head = Head(row.position, row.hash)
-            if row.version is None or row.version < 1:
-                self._broken(row, "version", row.version, "an event has a version from 1 on")
-            if row.at_version is not None:
-                self._broken(row, "at_version", row.at_version, "it changed its state")
-            self._begun.setdefault(row.state_id, row.position)
-            heads.append(head)
-        return heads
+    # window after window
 
-    def _broken(self, row: Row, field: str, expected: Any, actual: str) -> None:
-        self._divergences.append(
-            Divergence(
-                position=row.position,
-                state_id=row.state_id,
-                version=row.version,
-                field=field,
-                expected=expected,
-                actual=actual,
+    async def _work(self, request: Request, chain: Chain, states: States, until: Position) -> None:
+        chosen = None if request.state_ids is None else frozenset(request.state_ids)
+        whole = chosen is None and (request.since_verified or request.after == 0)
+        self._tell()
+        while chain.head.position < until:
+            rows = await self._log.page(
+                after=chain.head.position, limit=WINDOW_EVENTS, max_bytes=WINDOW_BYTES
+            )
+            rows = [row for row in rows if row.position <= until]
+            if not rows:
+                break
+            await asyncio.to_thread(chain.follow, rows)
+            # A row whose state has no legible name belongs to none: the chain said so.
+            own = [shown for row in rows if (shown := legible_row(row)).state_id == row.state_id]
+            own = own if chosen is None else [row for row in own if row.state_id in chosen]
+            histories = await states.check(own) if own else {}
+            await self._settle(histories, states)
+            if whole:
+                await self._move_mark(chain.head)
+            self._done += len(rows)
+            self._tell()
+        await self._settle({}, states)
+        self._total = self._done
+        self._tell()
+
+    def _tell(self) -> None:
+        self._progress(
+            Progress(
+                events_done=self._done,
+                events_total=max(self._total, self._done),
+                tokens=self._execution.recomputed,
             )
         )
 
-    async def _check_list(self) -> None:
-        """The states are those of the events: the list beside them must not hide one."""
-        listed = set(await self._log.state_ids())
-        self._divergences += [
-            Divergence(
-                position=position,
-                state_id=state_id,
-                version=None,
-                field="states",
-                expected="a state that has events",
-                actual="not among the states",
+    async def _move_mark(self, head: Head) -> None:
+        """Keep a mark of what was found equal, unless more was before."""
+        if self._marks is None or not self._findings.clean:
+            return
+        if self._mark is not None and self._mark.position >= head.position:
+            return
+        self._mark = Mark(
+            log_id=self._log.log_id,
+            position=head.position,
+            hash=head.hash.hex(),
+            fingerprints=dict(self._execution.used),
+        )
+        try:
+            await self._marks.save(self._mark)
+        except OSError as error:
+            self._findings.note(f"no verified mark could be kept: {error}")
+            self._marks = None
+
+    # what was found
+
+    async def _settle(self, histories: Mapping[StateId, History], states: States) -> None:
+        """Explain what was found in a window, and list it."""
+        found = self._findings.fresh()
+        if not found:
+            return
+        likeliest = await self._alternatives(found, histories, states)
+        explained = [
+            msgspec.structs.replace(
+                one,
+                alternatives=likeliest.get(id(one), ()),
+                differences=self._differences(one, histories) if one.first else {},
             )
-            for state_id, position in self._begun.items()
-            if state_id not in listed
+            for one in found
         ]
+        earliest = self._findings.settle(explained)
+        if self._marks and self._mark and earliest and earliest <= self._mark.position:
+            self._mark = None
+            await self._marks.forget()
 
-    async def _check_state(self, state_id: StateId) -> None:
-        rows = await self._log.state_rows(state_id)
-        if state_id not in self._begun:
-            raise StateNotFound(state_id)
-        events = await asyncio.to_thread(self._readable, rows)
-        self._events += len(rows)
-        if not events or not isinstance(events[0].event, StateCreated):
-            return
-        for recorded in events:
-            await self._check_blobs(recorded)
-        await self._check_origin(events[0], events[0].event)
-        if events[0].row.fingerprint is not None:
-            await self._fingerprint(events[0])
-        model = await self._model(events[0].event.model_id)
-        if model is None:
-            return
-        placed = await asyncio.to_thread(lambda: list(occurrences(events)))
-        placed = placed[: await self._count_executable(events, model)]
-        await asyncio.to_thread(self._check_consistency, placed, model)
-        asked = await asyncio.to_thread(passages, placed)
-        scored = await self._execute(asked, model)
-        evidence = await asyncio.to_thread(compare.by_event, scored)
-        for occurrence in placed:
-            if (found := evidence.get(occurrence.recorded.position)) is not None:
-                await self._check_evidence(occurrence, found, model)
+    def _differences(self, found: Divergence, histories: Mapping[StateId, History]) -> Differences:
+        recorded, model = _event(found, histories)
+        if recorded is None or model is None:
+            return {}
+        return self._execution.differences(recorded, model)
 
-    def _readable(self, rows: Iterable[Row]) -> list[Recorded]:
-        """The events up to the first that cannot be read or cannot have happened."""
-        events: list[Recorded] = []
-        state: State | None = None
-        for row in rows:
-            try:
-                recorded = decode(row)
-                if events and row.position < events[-1].position:
-                    raise UnknownEvent(row.position, "recorded before the version it follows")
-                state = evolve(state, recorded)
-            except LogError as error:
-                expected = f"an event that can follow version {len(events)}"
-                self._broken(row, "event", expected, str(error))
-                break
-            events.append(recorded)
-        return events
+    async def _alternatives(
+        self,
+        found: Sequence[Divergence],
+        histories: Mapping[StateId, History],
+        states: States,
+    ) -> dict[int, tuple[Alternative, ...]]:
+        """The likeliest tokens where divergences name one, for the first such of each state."""
+        texts: dict[str, tuple[LanguageModel, dict[int, tuple[TokenId, ...]]]] = {}
+        for one in self._findings.to_explain(found):
+            recorded, model = _event(one, histories)
+            if recorded is None or model is None:
+                continue
+            text = await _text_before(one, recorded, states)
+            if text and len(text) < model.context_size:
+                texts.setdefault(model.model_id, (model, {}))[1][id(one)] = text
+        likeliest: dict[int, tuple[Alternative, ...]] = {}
+        for model, asked in texts.values():
+            answers = await self._execution.alternatives(list(asked.values()), model)
+            likeliest |= dict(zip(asked, answers, strict=True))
+        return likeliest
 
-    async def _count_executable(self, events: Sequence[Recorded], model: LanguageModel) -> int:
-        """How many events come before the first that the model cannot be asked about."""
-        size, context = model.vocabulary_size, model.context_size
-        for index, recorded in enumerate(events):
-            found = await asyncio.to_thread(compare_form, recorded, size, context)
-            found = found or await self._compare_constraint(recorded, model)
-            if found is not None:
-                self._diverges(found)
-                return index
-        return len(events)
 
-    async def _compare_constraint(
-        self, recorded: Recorded, model: LanguageModel
-    ) -> Divergence | None:
-        """Whether the constraint of a generation is one that a text can be held to."""
-        event = recorded.event
-        if not isinstance(event, TokensGenerated | ContinuationsGenerated):
-            return None
-        constraint = event.parameters.constraint
-        if constraint is None:
-            return None
-        try:
-            await model.check_constraint(constraint)
-        except InvalidInput as error:
-            return divergence(recorded, "parameters.constraint", constraint.text, str(error))
+def _event(
+    found: Divergence, histories: Mapping[StateId, History]
+) -> tuple[Recorded | None, LanguageModel | None]:
+    """The event that a divergence is about, and the model of its state."""
+    history = None if found.state_id is None else histories.get(found.state_id)
+    if history is None:
+        return None, None
+    events = (one for one in history.events if one.position == found.position)
+    return next(events, None), history.model
+
+
+async def _text_before(
+    found: Divergence, recorded: Recorded, states: States
+) -> tuple[TokenId, ...] | None:
+    try:
+        before = await states.courses.at(recorded.state_id, Version(recorded.version - 1))
+    except LogError:
         return None
-
-    async def _check_blobs(self, recorded: Recorded) -> None:
-        stored = getattr(recorded.event, "stored_logits", None)
-        if stored is not None:
-            blobs = await self._log.logits(recorded.position)
-            actual = await asyncio.to_thread(blobs_digest, blobs)
-            if actual != stored.digest:
-                self._diverges(divergence(recorded, "logits", stored.digest, actual))
-
-    async def _check_origin(self, recorded: Recorded, created: StateCreated) -> None:
-        """A fork or a merge must begin with what its parents held."""
-        try:
-            named = parents_of(created.origin)
-            histories = [await self._history(*parent) for parent in named]
-            found = await asyncio.to_thread(consistency.compare_origin, recorded, histories)
-            self._diverges(found)
-        except LogError:
-            return  # the parent's own check says so
-
-    async def _history(self, state_id: StateId, until: Version) -> list[Recorded]:
-        rows = await self._log.state_rows(state_id, until=until)
-        return await asyncio.to_thread(lambda: list(map(decode, rows)))
-
-    async def _model(self, model_id: ModelId) -> LanguageModel | None:
-        try:
-            return await self._models.get(model_id)
-        except (ModelUnavailable, NotFound) as error:
-            self._note(f"not re-executed: {error}")
-            return None
-
-    def _check_consistency(self, placed: Iterable[Occurrence], model: LanguageModel) -> None:
-        eos, size, context = model.eos_token_ids, model.vocabulary_size, model.context_size
-        for occurrence in placed:
-            self._diverges(consistency.compare_text(occurrence, model.fragment))
-            self._diverges(consistency.compare_config(occurrence, size, context))
-            self._diverges(consistency.compare_room(occurrence))
-            self._diverges(consistency.compare_call(occurrence))
-            self._diverges(consistency.compare_slide(occurrence))
-            self._diverges(consistency.compare_finish(occurrence, eos, model.fulfils))
-            self._diverges(consistency.compare_storage(occurrence))
-
-    async def _execute(
-        self, asked: Sequence[Passage], model: LanguageModel
-    ) -> list[tuple[Passage, Scored]]:
-        """Compute passages anew, some at a time, without anything that was computed before."""
-        found: list[tuple[Passage, Scored]] = []
-        for begin in range(0, len(asked), PASSAGES):
-            found += await self._score(asked[begin : begin + PASSAGES], model)
-        self._recomputed += sum(scored.tokens_computed for _, scored in found)
-        self._reused += sum(scored.tokens_reused for _, scored in found)
-        return found
-
-    async def _score(
-        self, asked: Sequence[Passage], model: LanguageModel
-    ) -> list[tuple[Passage, Scored]]:
-        """What comes out for each passage; one that could not have been drawn is a divergence."""
-        try:
-            scored = await model.score([passage.request() for passage in asked], private=True)
-        except InvalidInput as error:
-            apart = asked if len(asked) > 1 else asked[0].apart()
-            if len(apart) > 1:
-                return [pair for one in apart for pair in await self._score([one], model)]
-            for claim in apart[0].claims:
-                found = divergence(claim.recorded, "parameters", "allow a token", str(error))
-                self._diverges(found)
-            return []
-        return list(zip(asked, scored, strict=True))
-
-    async def _check_evidence(
-        self, occurrence: Occurrence, evidence: Evidence, model: LanguageModel
-    ) -> None:
-        fingerprint = await self._fingerprint(occurrence.recorded)
-        if fingerprint is None:
-            return
-        eos = model.eos_token_ids
-        if not fingerprint.deterministic:
-            self._note("some events were made without the numerics contract")
-        if fingerprint.deterministic and fingerprint.id == model.fingerprint.id:
-            self._diverges(await asyncio.to_thread(compare.compare, occurrence, evidence, eos))
-        else:
-            different = compare.differences(fingerprint, model.fingerprint)
-            self._drifts.append(
-                await asyncio.to_thread(compare.drift, occurrence, evidence, eos, different)
-            )
-
-    async def _fingerprint(self, recorded: Recorded) -> Fingerprint | None:
-        """The fingerprint an event names; one that is not there or not sound is a divergence."""
-        name = recorded.row.fingerprint
-        found = None if name is None else await self._log.fingerprint(name)
-        if found is not None and found.is_sound():
-            return found
-        actual = None if found is None else found.document
-        self._diverges(divergence(recorded, "fingerprint", name, actual))
-        return None
-
-    def _diverges(self, found: Divergence | None) -> None:
-        if found is not None:
-            self._divergences.append(found)
-
-    def _note(self, note: str) -> None:
-        if note not in self._notes:
-            self._notes.append(note)
+    held = before.state.content.tokens if isinstance(before.state, Live) else ()
+    return compare.text_before(found, recorded, held)
 
 
 def remembered_head(text: str) -> Head:

@@ -1,54 +1,121 @@
-"""``/v1/events``, ``/v1/audit`` and ``/v1/replay``: the history, and its proof."""
+"""``/v1/events`` and ``/v1/audit``: the history, and its proof."""
 
-from typing import Annotated
+from typing import Any
 
-from litestar import Router
-from litestar.params import Parameter
+import msgspec
+from litestar import Response, Router, get
 
-from app.operations.verify import Request, Verifier, remembered_head
-from app.routes.handlers import reading, writing
-from app.schemas import After, EventList, EventView, HeadView, Verify
+from app.operations.proofs import Proofs, note
+from app.problems import RESPONSES
+from app.routes import feed
+from app.routes.handlers import reading
+from app.schemas import (
+    ConsistencyView,
+    EventList,
+    EventView,
+    HeadView,
+    InclusionView,
+    Size,
+)
 from app.service import Service
-from domain.errors import invalid
+from domain.errors import NoSigningKey, invalid
 from domain.ids import Position
-from domain.replay import Report
 
 
-@reading("/events")
+@reading("/events", answer=EventList)
 async def list_events(
-    service: Service,
-    after: After = 0,
-    limit: Annotated[int, Parameter(ge=1, le=1000)] = 100,
-) -> EventList:
-    """Events of the whole log in order; ``after`` is a position."""
-    rows = await service.log.rows(after=Position(after), limit=limit + 1)
+    request: feed.AnyRequest, service: Service, after: feed.After = "0", limit: feed.Limit = None
+) -> Response[Any]:
+    """Events of the whole log in order; ``after`` is a position, or ``head``.
+
+    With ``Accept: text/event-stream`` as server-sent events: those there are, then each one as it
+    comes.
+    """
+    newest = (await service.log.head()).position
+    begin = Position(feed.number(after, newest))
+    if feed.is_wanted(request):
+        return await feed.respond(service, request, begin, limit=limit)
+    limit = feed.DEFAULT_LIMIT if limit is None else limit
+    rows = await service.log.rows(after=begin, limit=limit + 1)
     page = rows[:limit]
-    return EventList(
-        events=[EventView.of(row) for row in page],
-        next_after=page[-1].position if len(rows) > limit else None,
+    return Response(
+        EventList(
+            events=[EventView.of(row) for row in page],
+            next_after=page[-1].position if len(rows) > limit else None,
+        )
     )
 
 
 @reading("/audit/head")
-async def get_head(service: Service) -> HeadView:
-    """The newest position of the log and its hash."""
-    head = await service.log.head()
-    return HeadView(position=head.position, hash=head.hash.hex())
+async def get_head(service: Service, size: Size | None = None) -> HeadView:
+    """A checkpoint of the log as it stands, or as it stood when it had ``size`` events."""
+    checkpoint = await Proofs(service.log).checkpoint(size)
+    return HeadView(
+        **msgspec.structs.asdict(checkpoint),
+        checkpoint=note(checkpoint, service.signer),
+        public_key=service.signer.public_key if service.signer else None,
+    )
 
 
-@writing("/replay/verify", Verify)
-async def verify(data: Verify, service: Service) -> Report:
-    """Re-execute one state or the whole log and hold it against what is recorded."""
-    if (data.state_id is None) == (data.all is None):
-        raise invalid("state_id", "either state_id or all: true is required, not both")
-    try:
-        head = None if data.head is None else remembered_head(data.head)
-    except ValueError as error:
-        raise invalid("head", "must be position:hash, as /v1/audit/head gives them") from error
-    state_ids = None if data.state_id is None else (data.state_id,)
-    verifier = Verifier(service.log, service.models)
-    async with service.verifications.turn(verify):  # one at a time: it works through a whole log
-        return await verifier.run(Request(state_ids=state_ids, head=head))
+@reading("/audit/proof")
+async def get_proof(
+    service: Service,
+    position: Size | None = None,
+    size: Size | None = None,
+    first: Size | None = None,
+    second: Size | None = None,
+) -> InclusionView | ConsistencyView:
+    """Prove that an event is in the log, or that the log has only grown.
+
+    That the event at ``position`` is among the first ``size``, or that the log of ``second``
+    events begins with its ``first``. ``size`` and ``second`` are all events if they are absent.
+    """
+    match position, first:
+        case int(), None if second is None:
+            return await _inclusion(service, Position(position), size)
+        case None, int() if size is None:
+            return await _consistency(service, first, second)
+        case None, None:
+            raise invalid("position", "is required, or first")
+        case None, _:
+            raise invalid("size", "goes with position; with first it is second")
+        case _, None:
+            raise invalid("second", "goes with first; with position it is size")
+        case _:
+            raise invalid("first", "cannot go with position: ask for one proof at a time")
 
 
-router = Router("/v1", tags=["audit"], route_handlers=[list_events, get_head, verify])
+async def _inclusion(service: Service, position: Position, size: int | None) -> InclusionView:
+    proofs = Proofs(service.log)
+    checkpoint = await proofs.checkpoint(size)
+    (inclusion,) = await proofs.inclusions([position], checkpoint.size)
+    ((_, digest),) = await service.log.hashes(after=Position(position - 1), limit=1)
+    return InclusionView(
+        inclusion=inclusion,
+        hash=digest.hex(),
+        root=checkpoint.root,
+        checkpoint=note(checkpoint, service.signer),
+    )
+
+
+async def _consistency(service: Service, first: int, second: int | None) -> ConsistencyView:
+    proofs = Proofs(service.log)
+    consistency = await proofs.consistency(first, second)
+    now = await proofs.checkpoint(consistency.second)
+    return ConsistencyView(
+        consistency=consistency,
+        first_root=(await proofs.checkpoint(first)).root,
+        second_root=now.root,
+        checkpoint=note(now, service.signer),
+    )
+
+
+@get("/audit/key", media_type="application/x-pem-file", responses=RESPONSES)
+async def get_key(service: Service) -> str:
+    """The public key that checkpoints are signed with, in PEM."""
+    if service.signer is None:
+        raise NoSigningKey
+    return service.signer.public_key
+
+
+router = Router("/v1", tags=["audit"], route_handlers=[list_events, get_head, get_proof, get_key])

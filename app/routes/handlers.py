@@ -10,9 +10,17 @@ from app.body import JsonBody
 from app.problems import RESPONSES
 
 
-def reading(path: str) -> get:
-    """A handler for ``GET``."""
-    return get(path, responses=RESPONSES)
+def reading(path: str, *, answer: type[Struct] | None = None) -> get:
+    """A handler for ``GET``; ``answer`` describes what its return type does not."""
+    return get(path, responses=_responses(200, answer))
+
+
+def _responses(status: int, answer: type[Struct] | None) -> dict[int, Any]:
+    if answer is None:
+        return dict(RESPONSES)
+    description = (answer.__doc__ or "").splitlines()[0]
+    spec = ResponseSpec(answer, generate_examples=False, description=description)
+    return {**RESPONSES, status: spec}
 
 
 def writing(
@@ -22,11 +30,8 @@ def writing(
 
     ``answer`` describes what it answers where its return type does not.
     """
-    responses: dict[int, Any] = dict(RESPONSES)
-    if answer is not None:
-        description = (answer.__doc__ or "").splitlines()[0]
-        responses[status] = ResponseSpec(answer, generate_examples=False, description=description)
     dto = JsonBody[body]  # type: ignore[valid-type]
+    responses = _responses(status, answer)
     return post(path, dto=dto, return_dto=None, status_code=status, responses=responses)
 
 

@@ -8,11 +8,12 @@ from msgspec import UNSET
 
 from app import answers
 from app.calls import call_of, etag
+from app.operations import erasure
 from app.operations import states as operations
 from app.operations.states import Content
+from app.routes import feed
 from app.routes.handlers import deleting, reading, writing
 from app.schemas import (
-    After,
     CacheView,
     ChangeConfig,
     ConfigView,
@@ -30,7 +31,8 @@ from app.schemas import (
     StateView,
 )
 from app.service import Service
-from domain.errors import invalid
+from domain import decide
+from domain.errors import StateNotFound, VersionNotFound, invalid
 from domain.events import Recorded
 from domain.ids import ModelId, Position, StateId, Version
 from domain.state import Live
@@ -45,9 +47,7 @@ async def _after(service: Service, recorded: Recorded) -> Live:
 
 
 async def _as_it_was(service: Service, state_id: StateId, version: Version) -> Live:
-    state = await service.state(state_id, version)
-    assert isinstance(state, Live)
-    return state
+    return decide.live(await service.state(state_id, version), state_id)
 
 
 def _view(state: Live, status: int = 200) -> Response[StateView]:
@@ -101,10 +101,10 @@ async def list_states(
 async def get_state(
     state_id: str, service: Service, version: int | None = None, include: str | None = None
 ) -> Response[StateView]:
-    """A state, as it is or as it was at a version."""
+    """A state, as it is or as it was at a version; of a deleted one only the latter."""
     wanted = _include(include, {"tokens", "cache"})
     key = StateId(state_id)
-    state = await service.live(key, None if version is None else Version(version))
+    state = await service.as_it_was(key, None if version is None else Version(version))
     cache = await _cache(service, state) if "cache" in wanted else UNSET
     view = answers.state(state, include_tokens="tokens" in wanted, cache=cache)
     return Response(view, headers=etag(state.version))
@@ -127,8 +127,25 @@ def _include(include: str | None, allowed: set[str]) -> set[str]:
 
 
 @deleting("/states/{state_id:str}")
-async def delete_state(state_id: str, request: AnyRequest, service: Service) -> Deleted:
-    """End a state; its events stay readable."""
+async def delete_state(
+    state_id: str, request: AnyRequest, service: Service, erase: bool = False, forks: bool = False
+) -> Deleted:
+    """End a state; its events stay readable.
+
+    With ``erase`` what it held is destroyed for good, also of a state that was deleted before;
+    with ``forks`` what the states held that began with it, too.
+    """
+    if erase:
+        erased = await erasure.erase(
+            service, await call_of(request), StateId(state_id), forks=forks
+        )
+        return Deleted(
+            state_id=StateId(state_id),
+            message="erased; what it held cannot be read again",
+            erased=[one.state_id for one in erased],
+        )
+    if forks:
+        raise invalid("forks", "goes with erase=true")
     await operations.delete(service, await call_of(request), StateId(state_id))
     return Deleted(state_id=StateId(state_id), message="deleted; its events stay readable")
 
@@ -209,23 +226,63 @@ async def forward(data: Forward, request: AnyRequest, service: Service) -> Respo
     return Response(answer, headers=etag(answer.version))
 
 
-@reading("/states/{state_id:str}/events")
+@reading("/states/{state_id:str}/events", answer=EventList)
 async def list_state_events(
     state_id: str,
+    request: AnyRequest,
     service: Service,
-    after: After = 0,
-    limit: Annotated[int, Parameter(ge=1, le=1000)] = 100,
-) -> EventList:
-    """Events of a state, deleted or not; ``after`` is a version."""
-    rows = await service.log.state_rows(StateId(state_id), after=Version(after), limit=limit + 1)
-    if not rows:
-        await service.state(StateId(state_id))  # refuses a state that never was
+    after: feed.After = "0",
+    limit: feed.Limit = None,
+    version: int | None = None,
+) -> Response[Any]:
+    """Events of a state, deleted or not, to the latest or to a version.
+
+    ``after`` is a version, or ``head``. With ``Accept: text/event-stream`` as server-sent events:
+    those there are, then each one as it comes, until the state ends.
+    """
+    key = StateId(state_id)
+    latest = await _latest(service, key)
+    begin = Version(feed.number(after, latest))
+    if feed.is_wanted(request):
+        position = await _position(service, key, begin, latest)
+        return await feed.respond(
+            service, request, position, state_id=key, limit=limit, version=version
+        )
+    until = latest if version is None else _existing(key, version, latest)
+    limit = feed.DEFAULT_LIMIT if limit is None else limit
+    rows = await service.log.state_rows(key, after=begin, until=until, limit=limit + 1)
     page = rows[:limit]
-    more = len(rows) > limit
-    return EventList(
-        events=[EventView.of(row) for row in page],
-        next_after=page[-1].version if more else None,
+    return Response(
+        EventList(
+            events=[EventView.of(row) for row in page],
+            next_after=page[-1].version if len(rows) > limit else None,
+        )
     )
+
+
+async def _latest(service: Service, state_id: StateId) -> Version:
+    """The latest version of a state, whatever became of it: its events need not be readable."""
+    newest = await service.log.newest(state_id)
+    if newest is None:
+        raise StateNotFound(state_id)
+    return newest.version or Version(0)
+
+
+def _existing(state_id: StateId, version: int, latest: Version) -> Version:
+    if not 1 <= version <= latest:
+        raise VersionNotFound(state_id, Version(version), latest)
+    return Version(version)
+
+
+async def _position(
+    service: Service, state_id: StateId, version: Version, latest: Version
+) -> Position:
+    """The position of the event that led to a version; before all of them there is version 0."""
+    if version == 0:
+        return Position(0)
+    until = _existing(state_id, version, latest)
+    (row,) = await service.log.state_rows(state_id, after=Version(version - 1), until=until)
+    return row.position
 
 
 router = Router(

@@ -8,8 +8,8 @@ from domain.beams import Candidates, candidates_needed, ends_of
 from domain.config import BeamParameters
 from domain.events import Scores
 from domain.ids import TokenId
-from domain.work import Drawn, Scored, ScoreRequest
-from infra.engine import sampler
+from domain.work import Comparison, Drawn, Scored, ScoreRequest
+from infra.engine import comparing, sampler
 from infra.engine.choosing import Chooser
 from infra.engine.constraints import Constraints
 from infra.engine.jobs import describe
@@ -146,15 +146,23 @@ class _Scores:
         self._redraws = _Redraws(request, tokenizer, constraints)
         asked = request.candidates
         self._choices = _Choices(request.tokens, asked, eos_token_ids) if asked else None
+        self._comparisons: list[Comparison] = []
+        self._rows: list[bytes] = []
 
     def add(self, place: int, logits: Row, digest: str) -> None:
         """Score the token at ``place``; it comes after those before it."""
-        measures = sampler.measure(logits, self.request.tokens[place])
+        request = self.request
+        measures = sampler.measure(logits, request.tokens[place])
         self._measures.append(measures)
         self._digests.append(digest)
         self._redraws.add(place, logits, digest, measures)
         if self._choices:
             self._choices.add(place, logits)
+        if request.references:
+            reference = request.references[place - request.start]
+            self._comparisons.append(comparing.compare(reference, logits, measures.logsumexp))
+        if request.keep:
+            self._rows.append(comparing.pack(logits, request.keep, request.keep_k))
 
     def scored(self) -> Scored:
         """All of it."""
@@ -168,6 +176,8 @@ class _Scores:
             ),
             redrawn=tuple(self._redraws.drawn),
             candidates=tuple(self._choices.found) if self._choices else (),
+            comparisons=tuple(self._comparisons),
+            rows=tuple(self._rows),
             tokens_computed=self.end - self.common - self.reused,
             tokens_reused=self.reused,
         )

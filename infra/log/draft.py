@@ -10,6 +10,7 @@ from domain.errors import IdempotencyKeyReused, VersionConflict
 from domain.events import SCHEMA, Recorded, StateCreated, decode, encode, event_type
 from domain.ids import Position, StateId, Version
 from domain.ports import Append, Idempotency, Provenance, Remembered
+from domain.transfer import Imported, stored
 
 Scope = tuple[str, str, str, str]
 """Actor, method, path and key: two requests with the same four are the same request."""
@@ -85,6 +86,51 @@ def _encoded(append: Append, provenance: Provenance) -> Recorded:
     )
 
 
+def adoption(
+    imported: Sequence[Imported], provenance: Provenance, idempotency: Idempotency | None
+) -> Draft:
+    """The events of another log as those of one call, each with its source.
+
+    Raises:
+        ValueError: no event at all.
+        UnknownEvent, EventErased: an event that cannot be read.
+    """
+    if not imported:
+        raise ValueError("nothing to adopt")
+    events = tuple(_adopted(one, provenance) for one in imported)
+    return Draft(
+        appends=tuple(
+            Append(
+                state_id=event.state_id,
+                expected_version=Version(event.version - 1),
+                event=event.event,
+                fingerprint=one.fingerprint,
+                logits=one.logits,
+            )
+            for event, one in zip(events, imported, strict=True)
+        ),
+        events=events,
+        provenance=provenance,
+        idempotency=idempotency,
+        replaces=False,
+    )
+
+
+def _adopted(imported: Imported, provenance: Provenance) -> Recorded:
+    return decode(
+        msgspec.structs.replace(
+            imported.row,
+            position=Position(0),
+            recorded_at=provenance.recorded_at,
+            actor=provenance.actor,
+            request_id=provenance.request_id,
+            previous_hash=b"",
+            hash=b"",
+            source=stored(imported.source),
+        )
+    )
+
+
 def answered(first: Remembered, idempotency: Idempotency) -> tuple[Recorded, ...]:
     """The events that answer a request whose key is remembered: those recorded ``first``.
 
@@ -97,11 +143,16 @@ def answered(first: Remembered, idempotency: Idempotency) -> tuple[Recorded, ...
 
 
 def place(
-    drafted: Draft, head: Head, last_position: Position, version: Callable[[StateId], Version]
+    drafted: Draft,
+    head: Head,
+    last_position: Position,
+    version: Callable[[StateId], Version],
+    seal: Callable[[Row], Row],
 ) -> tuple[Recorded, ...]:
     """Chain every event of a draft to ``head``, or none of them.
 
-    ``last_position`` is the largest one ever used; ``version`` tells where a state stands.
+    ``last_position`` is the largest one ever used; ``version`` tells where a state stands;
+    ``seal`` makes a row what is stored, which the hash covers.
 
     Raises:
         VersionConflict: a state is not where the draft expects it.
@@ -115,7 +166,8 @@ def place(
             raise VersionConflict(state_id, append.expected_version, current)
         reached[state_id] = event.version
         last_position = Position(last_position + 1)
-        row = msgspec.structs.replace(event.row, position=last_position, previous_hash=head.hash)
+        row = seal(event.row)
+        row = msgspec.structs.replace(row, position=last_position, previous_hash=head.hash)
         row = msgspec.structs.replace(row, hash=row_hash(row))
         head = Head(row.position, row.hash)
         placed.append(Recorded(row, event.event))

@@ -9,17 +9,22 @@ from typing import Final, Self
 
 import msgspec
 
-from domain.errors import IdempotencyKeyReused
+from domain.errors import IdempotencyKeyReused, LogError, NotErasable
 from domain.events import Recorded, decode
 from domain.ids import Position, StateId
 from domain.intents import GenerationStarted
 from domain.ports import Append, Idempotency, Provenance, Remembered
 from domain.transfer import Imported
 from infra.log import queries
-from infra.log.batch import Intent, as_row
-from infra.log.draft import draft, scope
+from infra.log.batch import Intent
+from infra.log.draft import adoption, draft, scope
+from infra.log.erasing import Erasure
 from infra.log.migrate import apply, carried, lock
+from infra.log.retention import KEEP_ALL, Retention
+from infra.log.sealing import Plain, open_sealer
 from infra.log.sqlite_reader import SqliteReader
+from infra.log.tiles import catch_up
+from infra.log.wal import check_wal
 from infra.log.writer import Writer
 
 _WAL_RESET_BUG: Final = ((3, 7, 0), (3, 51, 2))
@@ -39,25 +44,43 @@ class SqliteLog(SqliteReader):
     """
 
     _writer: Writer
+    _sealer: Plain
 
     @classmethod
-    async def open(cls, path: Path | str, *, connections: int = 2, max_queue: int = 1000) -> Self:
+    async def open(
+        cls,
+        path: Path | str,
+        *,
+        connections: int = 2,
+        max_queue: int = 1000,
+        retention: Retention = KEEP_ALL,
+        erasable: bool = False,
+    ) -> Self:
         """Lock the log at ``path``, make or migrate it, and start its writer.
 
+        One that is made now seals what its states hold if it is to be ``erasable``.
+
         ``connections`` is how many reads may run at once, ``max_queue`` how many appends may wait
-        or be under way.
+        or be under way, ``retention`` how much of the stored logits is kept.
 
         Raises:
             LogIsLocked: another process writes to it.
             SchemaTooNew, MigrationChanged: its schema is not of this release or one before.
-            LogError: it is no database, or a migration failed.
+            LogError: it is no database, or a migration failed; or it has events and is not
+                erasable though it should be, or is and the file of its keys is not there.
         """
         path = await asyncio.to_thread(Path(path).resolve)
         _warn_of_wal_reset_bug()
         held = lock(path)
         try:
+            await asyncio.to_thread(check_wal, path)
             await asyncio.to_thread(apply, path, carried())
-            writer = Writer(path, max_queue, held)
+            await asyncio.to_thread(catch_up, path)
+            sealer = await asyncio.to_thread(open_sealer, path, erasable=erasable)
+            writer = Writer(path, max_queue, held, retention, sealer)
+        except sqlite3.Error as error:
+            held.release()
+            raise LogError(f"{path} cannot be opened for writing: {error}") from error
         except BaseException:
             held.release()
             raise
@@ -66,7 +89,7 @@ class SqliteLog(SqliteReader):
         except BaseException:
             await writer.close()
             raise
-        log._writer = writer
+        log._writer, log._sealer = writer, sealer
         return log
 
     async def close(self) -> None:
@@ -105,7 +128,8 @@ class SqliteLog(SqliteReader):
         idempotency: Idempotency | None = None,
     ) -> tuple[Recorded, ...]:
         """Record events of another log with their source, all or none; see the port."""
-        raise NotImplementedError
+        drafted = await asyncio.to_thread(adoption, imported, provenance, idempotency)
+        return await self._writer.write(drafted)
 
     async def erase(
         self,
@@ -115,7 +139,12 @@ class SqliteLog(SqliteReader):
         idempotency: Idempotency | None = None,
     ) -> tuple[Recorded, ...]:
         """Record that states are erased and destroy their keys; see the port."""
-        raise NotImplementedError
+        if not self.erasable:
+            raise NotErasable
+        unique = tuple(dict.fromkeys(state_ids))
+        return await self._writer.write(
+            Erasure(state_ids=unique, provenance=provenance, idempotency=idempotency)
+        )
 
     async def grown(self, after: Position) -> None:
         """Return once there is an event after position ``after``."""
@@ -124,8 +153,9 @@ class SqliteLog(SqliteReader):
     async def recall(self, idempotency: Idempotency) -> Remembered | None:
         """What an earlier request with this key in this scope did."""
         for digest, first, last in await self._fetch(queries.IDEMPOTENCY_KEY, *scope(idempotency)):
-            rows = await self._fetch(queries.ROWS, first - 1, last, -1)
-            return Remembered(digest, tuple(decode(as_row(columns)) for columns in rows))
+            rows = await self._rows(queries.ROWS, first - 1, last, -1)
+            known = self._sealer.recognised(digest, idempotency)
+            return Remembered(known, tuple(map(decode, rows)))
         return None
 
     async def begin_generation(
@@ -150,10 +180,13 @@ class SqliteLog(SqliteReader):
         Raises:
             IdempotencyKeyReused: the key belongs to a request with another body.
         """
-        for payload, digest in await self._fetch(queries.GENERATION_STARTED, *scope(idempotency)):
-            if digest != idempotency.request_digest:
+        found = await self._fetch(queries.GENERATION_STARTED, *scope(idempotency))
+        for state_id, base_version, payload, digest in found:
+            if self._sealer.recognised(digest, idempotency) != idempotency.request_digest:
                 raise IdempotencyKeyReused(idempotency.key)
-            return _intents.decode(payload)
+            if self._opener is not None:
+                payload = await self._unseal(self._opener.intent, state_id, base_version, payload)
+            return None if payload is None else _intents.decode(payload)
         return None
 
 

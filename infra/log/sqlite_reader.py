@@ -2,30 +2,41 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, ParamSpec, Self, TypeVar
 from urllib.parse import quote
 
 import aiosqlite
 
-from domain.chain import Head, Row, genesis
+from domain.canonical import as_json
+from domain.chain import Head, Row, genesis, legible
 from domain.errors import LogError, LogUnavailable
 from domain.fingerprint import Fingerprint
 from domain.ids import ModelId, Position, StateId, Version
 from domain.merkle import TILE, Tile
 from domain.ports import StatePage
+from domain.report import Listed, Standing
 from infra.log import queries
 from infra.log.batch import as_row
+from infra.log.keyring import Keyring, key_file
 from infra.log.migrate import check_current
+from infra.log.sealing import Opener
+from infra.log.wal import check_wal
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _ALL: Final = -1
 """SQLite's LIMIT for "no limit"."""
 
 _LAST: Final = 2**63 - 1
 """Above every position and every version."""
+
+_AT_ONCE: Final = 4
+"""Rows of a page that are fetched together: more would be faster, and hold more beyond its size."""
 
 _BUSY_TIMEOUT_S: Final = 5.0
 
@@ -41,6 +52,7 @@ class SqliteReader:
         self,
         log_id: str,
         erasable: bool,
+        opener: Opener | None,
         path: Path,
         connections: Sequence[aiosqlite.Connection],
         opened: AsyncExitStack,
@@ -48,6 +60,7 @@ class SqliteReader:
         self.path = path
         self.log_id = log_id
         self.erasable = erasable
+        self._opener = opener
         self._genesis = genesis(log_id)
         self._connections = tuple(connections)
         self._opened = opened
@@ -66,7 +79,12 @@ class SqliteReader:
         log_id, erasable = await asyncio.to_thread(_identify, path)
         async with AsyncExitStack() as opened:
             pool = [await opened.enter_async_context(_connect(path)) for _ in range(connections)]
-            return cls(log_id, erasable, path, pool, opened.pop_all())
+            opener = None
+            if erasable and key_file(path).exists():  # a copy of the log comes without it
+                keyring = await asyncio.to_thread(Keyring.open, path, log_id)
+                opened.callback(keyring.close)
+                opener = Opener(log_id, keyring)
+            return cls(log_id, erasable, opener, path, pool, opened.pop_all())
 
     async def close(self) -> None:
         """Close the connections once their reads have ended."""
@@ -94,8 +112,7 @@ class SqliteReader:
 
     async def rows(self, *, after: Position = Position(0), limit: int | None = None) -> list[Row]:
         """Rows of the whole log in order, from the one after position ``after``."""
-        found = await self._fetch(queries.ROWS, after, _LAST, _ALL if limit is None else limit)
-        return [as_row(columns) for columns in found]
+        return await self._rows(queries.ROWS, after, _LAST, _ALL if limit is None else limit)
 
     async def state_rows(
         self,
@@ -106,23 +123,61 @@ class SqliteReader:
         limit: int | None = None,
     ) -> list[Row]:
         """Rows of one state in order: versions above ``after``, up to and with ``until``."""
-        found = await self._fetch(
+        return await self._rows(
             queries.STATE_ROWS,
             state_id,
             after,
             _LAST if until is None else until,
             _ALL if limit is None else limit,
         )
-        return [as_row(columns) for columns in found]
+
+    async def newest(self, state_id: StateId) -> Row | None:
+        """The row of a state's latest version; null if there is no such state."""
+        found = await self._rows(queries.STATE_NEWEST, state_id)
+        return found[0] if found else None
+
+    async def page(
+        self,
+        *,
+        after: Position,
+        limit: int,
+        max_bytes: int,
+        state_id: StateId | None = None,
+    ) -> list[Row]:
+        """Rows in the order of the log, of one state or of all, from the one after a position.
+
+        At most ``limit``, and hardly more of them than have ``max_bytes`` of payload together;
+        none only if there are none.
+        """
+        if state_id is None:
+            sql, parameters = queries.ROWS, (after, _LAST, limit)
+        else:
+            sql, parameters = queries.STATE_PAGE, (state_id, after, limit)
+        rows: list[Row] = []
+        size = 0
+        async with self._connection() as connection, connection.execute(sql, parameters) as cursor:
+            while size < max_bytes and (found := await cursor.fetchmany(_AT_ONCE)):
+                more = [as_row(columns) for columns in found]
+                size += sum(len(row.payload) for row in more)
+                rows += more
+        return await self._opened_rows(rows)
+
+    async def stored_logits(self, position: Position) -> tuple[bytes, ...]:
+        """The blobs kept beside an event as they are stored: sealed in an erasable log."""
+        return tuple(data for (data,) in await self._fetch(queries.LOGITS, position))
 
     async def logits(self, position: Position) -> tuple[bytes, ...]:
         """The blobs kept beside an event, in order."""
-        return tuple(data for (data,) in await self._fetch(queries.LOGITS, position))
+        stored = await self.stored_logits(position)
+        if self._opener is None or not stored:
+            return stored
+        ((state_id, version),) = await self._fetch(queries.EVENT_PLACE, position)
+        return await self._unseal(self._opener.blobs, state_id, version, stored)
 
     async def fingerprint(self, fingerprint_id: str) -> Fingerprint | None:
         """A fingerprint that some event refers to."""
         for name, document, deterministic in await self._fetch(queries.FINGERPRINT, fingerprint_id):
-            return Fingerprint(id=name, document=document, deterministic=bool(deterministic))
+            return Fingerprint(id=name, document=legible(document), deterministic=bool(deterministic))
         return None
 
     async def live_states(
@@ -145,6 +200,20 @@ class SqliteReader:
     async def state_ids(self) -> list[StateId]:
         """Every state that ever was, oldest first."""
         return [StateId(state_id) for (state_id,) in await self._fetch(queries.STATE_IDS)]
+
+    async def standings(
+        self, state_ids: Sequence[StateId], *, after: Position
+    ) -> dict[StateId, Standing]:
+        """Where states stand that have events after position ``after``."""
+        asked = as_json(list(state_ids))
+        return {
+            StateId(state_id): Standing(
+                first=first, version=newest, type=type_, listed=_listed(projected)
+            )
+            for state_id, first, newest, type_, *projected in await self._fetch(
+                queries.STANDINGS, after, asked
+            )
+        }
 
     async def size(self) -> int:
         """Number of events."""
@@ -172,32 +241,78 @@ class SqliteReader:
         ((position,),) = await self._fetch(queries.RELEASED_UNTIL)
         return Position(position)
 
+    async def _rows(self, sql: str, *parameters: object) -> list[Row]:
+        """Rows with what their payloads hold, where there is a key to those that are sealed."""
+        found = await self._fetch(sql, *parameters)
+        return await self._opened_rows([as_row(columns) for columns in found])
+
+    async def _opened_rows(self, rows: list[Row]) -> list[Row]:
+        if self._opener is None or not rows:
+            return rows
+        return await self._unseal(self._opener.rows, rows)
+
+    async def _unseal(self, unseal: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
+        try:
+            return await asyncio.to_thread(unseal, *given, **named)
+        except sqlite3.Error as error:
+            raise LogUnavailable(f"the keys of {self.path.name} cannot be read: {error}") from error
+
     async def _fetch(self, sql: str, *parameters: object) -> list[Any]:
+        async with self._connection() as connection:
+            return list(await connection.execute_fetchall(sql, parameters))
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[aiosqlite.Connection]:
         connection = await self._idle.get()
         try:
-            return list(await connection.execute_fetchall(sql, parameters))
+            yield connection
         except sqlite3.Error as error:
             raise LogUnavailable(f"the log {self.path.name} cannot be read: {error}") from error
         finally:
             self._idle.put_nowait(connection)
 
 
+def _listed(columns: Sequence[Any]) -> Listed | None:
+    position, version, deleted, erased = columns
+    if position is None:
+        return None
+    return Listed(
+        created_position=position, version=version, deleted=bool(deleted), erased=bool(erased)
+    )
+
+
 def _uri(path: Path) -> str:
     return f"file:{quote(str(path))}?mode=ro"
 
 
-def _identify(path: Path) -> tuple[str, bool]:
-    """The log's name and whether it is erasable, once its schema has been checked."""
+@contextmanager
+def read_only(path: Path) -> Iterator[sqlite3.Connection]:
+    """A plain connection to an existing log, for reading alone; its schema has been checked.
+
+    Raises:
+        LogError: there is no log, its schema is another one, or it cannot be read.
+    """
     if not path.exists():
         raise LogError(f"there is no log at {path}; the server makes one when it starts")
+    check_wal(path)
     try:
-        with closing(sqlite3.connect(_uri(path), uri=True)) as connection:
+        with closing(sqlite3.connect(_uri(path), uri=True, isolation_level=None)) as connection:
             check_current(connection, path)
-            (log_id,) = connection.execute(queries.LOG_ID).fetchone()
-            (erasable,) = connection.execute(queries.ERASABLE).fetchone()
+            yield connection
     except sqlite3.Error as error:
         raise LogError(f"{path} cannot be read as a log: {error}") from error
+
+
+def identity(connection: sqlite3.Connection) -> tuple[str, bool]:
+    """The log's name, and whether it is erasable."""
+    (log_id,) = connection.execute(queries.LOG_ID).fetchone()
+    (erasable,) = connection.execute(queries.ERASABLE).fetchone()
     return log_id, bool(erasable)
+
+
+def _identify(path: Path) -> tuple[str, bool]:
+    with read_only(path) as connection:
+        return identity(connection)
 
 
 @asynccontextmanager
@@ -208,4 +323,10 @@ async def _connect(path: Path) -> AsyncIterator[aiosqlite.Connection]:
         await connection.execute("PRAGMA query_only = ON")
         # Only the writer moves pages from the WAL into the database.
         await connection.execute("PRAGMA wal_autocheckpoint = 0")
+        connection.text_factory = _text
         yield connection
+
+
+def _text(data: bytes) -> str:
+    """Text as it is stored: a damaged one too can be read, and does not match its hash."""
+    return data.decode(errors="surrogateescape")

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import sqlite3
 import threading
+from itertools import groupby
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Final
@@ -21,6 +22,9 @@ from domain.events import Recorded
 from domain.ids import Position
 from infra.log import queries
 from infra.log.batch import Job, Outcome, write_batch
+from infra.log.erasing import Eraser, Erasure
+from infra.log.retention import Retention
+from infra.log.sealing import Plain, Sealer
 
 _BUSY_TIMEOUT_S: Final = 5.0
 
@@ -37,21 +41,35 @@ class Writer:
     thread ends, not before, whatever becomes of the caller of :meth:`close`.
     """
 
-    def __init__(self, path: Path, max_queue: int, held: BaseFileLock) -> None:
+    def __init__(
+        self,
+        path: Path,
+        max_queue: int,
+        held: BaseFileLock,
+        retention: Retention,
+        sealer: Plain,
+    ) -> None:
         self._path = path
         self._held = held
+        self._retention = retention
+        self._sealer = sealer
         self._max_queue = max_queue
         self._unanswered = 0
         self._closing = False
-        self._jobs: SimpleQueue[tuple[Job, _Answer] | None] = SimpleQueue()
+        self._jobs: SimpleQueue[tuple[Job | Erasure, _Answer] | None] = SimpleQueue()
         self._loop = asyncio.get_running_loop()
         self._connection = _connect(path)
+        self._eraser: Eraser | None = None
+        if isinstance(sealer, Sealer):
+            # What is overwritten or deleted leaves nothing behind in the pages of the database.
+            self._connection.execute("PRAGMA secure_delete = ON")
+            self._eraser = Eraser(self._connection, sealer)
         self.reached = _last_position(self._connection)
         self._news = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
         self._thread.start()
 
-    async def write(self, job: Job) -> tuple[Recorded, ...]:
+    async def write(self, job: Job | Erasure) -> tuple[Recorded, ...]:
         """Return once ``job`` is on disk.
 
         A caller that is cancelled only stops waiting: its job is written wholly all the same.
@@ -90,20 +108,33 @@ class Writer:
             batch = [entry for entry in taken if entry is not None]
             closing = len(batch) < len(taken)
             if batch:
-                outcomes = self._commit([job for job, _ in batch])
+                outcomes = self._outcomes([job for job, _ in batch])
                 answers = [answer for _, answer in batch]
                 self._loop.call_soon_threadsafe(self._answer, answers, outcomes)
         self._finish()
 
-    def _commit(self, jobs: list[Job]) -> list[Outcome]:
+    def _outcomes(self, jobs: list[Job | Erasure]) -> list[Outcome]:
+        """Carry out jobs in order: an erasure is a transaction of its own."""
+        groups = groupby(jobs, key=lambda job: id(job) if isinstance(job, Erasure) else None)
+        return [outcome for _, group in groups for outcome in self._commit(list(group))]
+
+    def _commit(self, jobs: list[Job | Erasure]) -> list[Outcome]:
         try:
             if self._connection.in_transaction:  # the rollback of an earlier batch failed too
                 self._connection.rollback()
-            return write_batch(self._connection, jobs)
+            return self._carry_out(jobs)
         except Exception as error:
             _log.exception("a batch of %d appends could not be written", len(jobs))
             self._roll_back()
             return [_unavailable(self._path, error) for _ in jobs]
+
+    def _carry_out(self, jobs: list[Job | Erasure]) -> list[Outcome]:
+        if self._eraser is not None:
+            self._eraser.retry()
+            if isinstance(jobs[0], Erasure):
+                return [self._eraser.erase(jobs[0])]
+        together = [job for job in jobs if not isinstance(job, Erasure)]
+        return write_batch(self._connection, together, self._retention, self._sealer)
 
     def _roll_back(self) -> None:
         try:
@@ -135,6 +166,7 @@ class Writer:
         except sqlite3.Error:
             _log.exception("the WAL stays as it is; the next start reads it")
         self._connection.close()
+        self._sealer.close()
         self._held.release()
 
 

@@ -86,6 +86,11 @@ class ModelStore:
             if _ready(task)
         }
 
+    async def forget(self) -> None:
+        """Drop every block of every loaded model's KV cache that no running work holds."""
+        for model in [task.result() for task in self._models.values() if _ready(task)]:
+            await model.forget()
+
     def _loaded(self, model_id: ModelId, task: "asyncio.Future[LanguageModel]") -> None:
         """Forget a model that could not be loaded; let others go for one that could."""
         if not _ready(task):

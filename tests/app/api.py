@@ -110,6 +110,12 @@ def head(client: httpx.Client) -> Json:
     return found
 
 
+def newest(client: httpx.Client) -> Json:
+    """Position and hash of the newest event."""
+    found = head(client)
+    return {"position": found["position"], "hash": found["hash"]}
+
+
 def verify(client: httpx.Client, **request: Any) -> Json:
     report: Json = ok(client.post("/v1/replay/verify", json=request))
     return report

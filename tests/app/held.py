@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
+from unittest.mock import patch
 
 import httpx
 import uvicorn
@@ -13,6 +14,7 @@ from app import bootstrap
 from app.main import create_app
 from app.settings import Settings
 from infra.engine.engine import Engine
+from infra.engine.loading import Loading
 from tests.app.api import eventually
 from tests.support import free_port
 
@@ -46,14 +48,22 @@ def serving(database: Path, **changes: Any) -> Iterator[tuple[httpx.Client, Engi
     """A client of a server in this process, and the engine that its models run on."""
     settings = Settings(model_name="cacher-tiny", database=str(database), threads=1, **changes)
     bootstrap.migrate(settings)
+    made: list[Loading] = []
+    make = bootstrap._engine
+
+    def keep(settings: Settings) -> Loading:
+        made.append(make(settings))
+        return made[-1]
+
     app, port = create_app(settings), free_port()
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
     thread = threading.Thread(target=server.run)
-    thread.start()
     try:
-        eventually(lambda: server.started)
+        with patch.object(bootstrap, "_engine", keep):
+            thread.start()
+            eventually(lambda: server.started and bool(made))
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
-            yield client, app.state.service.models._engine
+            yield client, made[0]._engine
     finally:
         server.should_exit = True
         thread.join()

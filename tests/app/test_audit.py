@@ -26,6 +26,7 @@ from tests.app.api import (
     head,
     is_idle,
     metric,
+    newest,
     nothing_recorded,
     ok,
     read,
@@ -124,7 +125,7 @@ def test_whoever_kept_a_head_can_recompute_the_chain_from_the_events(
     assert len(rows) == 10
     for row in rows:
         at = follow(at, row)
-    assert {"position": at.position, "hash": at.hash.hex()} == head(client)
+    assert {"position": at.position, "hash": at.hash.hex()} == newest(client)
 
 
 def test_reading_and_verifying_record_nothing(client: httpx.Client) -> None:
@@ -146,11 +147,16 @@ def test_one_state_is_verified_by_computing_it_again(client: httpx.Client) -> No
     assert set(report) == {
         "result",
         "head",
+        "range",
         "events_checked",
         "states_checked",
+        "imported",
+        "erased",
         "tokens_recomputed",
         "tokens_reused",
+        "divergences_found",
         "divergences",
+        "drifts_found",
         "drifts",
         "notes",
     }
@@ -159,7 +165,7 @@ def test_one_state_is_verified_by_computing_it_again(client: httpx.Client) -> No
     assert report["tokens_recomputed"] > 0
     assert report["tokens_reused"] == 0
     assert report["divergences"] == report["drifts"] == report["notes"] == []
-    assert report["head"] == head(client)
+    assert report["head"] == newest(client)
 
 
 def test_the_whole_log_is_verified_against_a_remembered_head(client: httpx.Client) -> None:
@@ -167,7 +173,7 @@ def test_the_whole_log_is_verified_against_a_remembered_head(client: httpx.Clien
     _everything(client)
     report = verify(client, all=True, head=f"{kept['position']}:{kept['hash']}")
     assert report["result"] == "equal", report
-    assert report["head"] == head(client)
+    assert report["head"] == newest(client)
     assert report["events_checked"] == sum(map(len, _pages(client, "/v1/events", 0, 1000)))
 
 
@@ -281,6 +287,8 @@ ROUTES = {
         "/v1/models/{model_id}",
         "/v1/events",
         "/v1/audit/head",
+        "/v1/audit/proof",
+        "/v1/audit/key",
     },
     "post": {
         "/v1/states",
@@ -335,7 +343,9 @@ BODIES = {
     "/v1/states/merge": {"state_ids", "strategy", "config", "metadata"},
     "/v1/states/rewind": {"state_id", "position", "version"},
     "/v1/forward": {"state_id", "text", "tokens"},
-    "/v1/replay/verify": {"state_id", "all", "head"},
+    "/v1/replay/verify": {
+        *("state_id", "state_ids", "all", "after", "until", "since_verified", "head")
+    },
     "/v1/generate/token": SAMPLED,
     "/v1/generate/multi": {*SAMPLED, "n"},
     "/v1/generate/beam": {

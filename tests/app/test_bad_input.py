@@ -463,7 +463,7 @@ def _calls(state_id: str) -> dict[str, Callable[[httpx.Client], httpx.Response]]
     }
     return posts | {
         "get": lambda client: client.get(f"/v1/states/{state_id}"),
-        "get version": lambda client: client.get(f"/v1/states/{state_id}?version=1"),
+        "get version": lambda client: client.get(f"/v1/states/{state_id}?version=2"),
         "delete": lambda client: client.delete(f"/v1/states/{state_id}"),
         "stream": lambda client: client.post(GENERATE, json={"state_id": state_id, "stream": True}),
         "stream of several": lambda client: client.post(

@@ -67,6 +67,12 @@ def test_whatever_is_written_can_be_read_back(events: list[tuple[str, Any, int |
     assert read == events
 
 
+def test_what_is_no_event_is_read_as_none() -> None:
+    assert sse.retry(2000) == b"retry: 2000\n\n"
+    stream = sse.retry(2000) + sse.HEARTBEAT + sse.event("done", {}) + sse.HEARTBEAT
+    assert _parsed(stream.decode()) == [{"event": "done", "data": "{}"}]
+
+
 @pytest.mark.parametrize("text", ["a\nb", "a\r\nb", "a\rb", "data: x\n\nevent: done"])
 def test_a_line_break_in_a_text_does_not_break_its_event(text: str) -> None:
     (one,) = _parsed(sse.event("token", {"text": text}).decode())

@@ -40,7 +40,8 @@ from domain.events import (
     TokensGenerated,
 )
 from domain.ids import TokenId
-from domain.replay import Divergence, occurrences, passages
+from domain.replay import occurrences, passages
+from domain.report import Divergence
 from domain.state import Live, apply
 from domain.stopping import Stopping
 from domain.work import Drawing, Drawn, Scored, ScoreRequest
@@ -393,7 +394,7 @@ def divergences(events: Sequence[Event]) -> list[Divergence]:
     asked = passages(occurrences(rows))
     evidence = compare.by_event([(one, execute(one.request())) for one in asked])
     found = [
-        compare.compare(one, evidence[one.recorded.position], EOS)
+        compare.compare(one.recorded, evidence[one.recorded.position], EOS)
         for one in occurrences(rows)
         if one.recorded.position in evidence
     ]

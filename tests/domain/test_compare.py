@@ -17,6 +17,7 @@ from domain.events import (
     Continuation,
     ContinuationsGenerated,
     Event,
+    Recorded,
     Scores,
     StoredLogits,
     TextForwarded,
@@ -24,9 +25,10 @@ from domain.events import (
 )
 from domain.fingerprint import Fingerprint
 from domain.ids import Position, TokenId, Version
-from domain.replay import Divergence, Drift, Run, occurrences, passages, place_of, runs_of
+from domain.replay import Run, occurrences, passages, place_of, runs_of
+from domain.report import Divergence, Drift, divergence
 from domain.work import Scored
-from tests.builders import history, recorded, state_id
+from tests.builders import created, generated, history, recorded, state_id
 from tests.domain.replaying import (
     EOS,
     Path,
@@ -413,6 +415,35 @@ def test_the_ends_of_a_search_are_eos_and_its_stop_tokens() -> None:
     assert ends_of(beams(ignore_eos=True), EOS) == set()
 
 
+# given a divergence / what comes before the token that it names
+
+
+def test_the_text_before_a_token_is_what_was_held_and_what_its_run_had_before_it() -> None:
+    held = (TokenId(97), TokenId(98), TokenId(99))
+    beginning = recorded(created("abc"))
+    assert before(beginning, "content.tokens", 2, ()) == held[:2]
+    drawn = recorded(generated(3, "de"))
+    assert before(drawn, "scores.logprobs", 4, held) == (*held, TokenId(100))
+    assert before(drawn, "content.text", None, held) is None
+    several = recorded(continuations()[-1])
+    assert isinstance(several.event, ContinuationsGenerated)
+    tokens = several.event.continuations[1].content.tokens
+    assert before(several, "continuations[1].scores.ranks", 5, held) == held + tokens[:2]
+    searched = recorded(a_search()[-1])
+    assert before(searched, "steps[1].tokens", 4, held) is None
+    assert isinstance(searched.event, BeamsGenerated)
+    tokens = searched.event.beams[0].content.tokens
+    token = searched.event.start + 1
+    assert before(searched, "beams[0].content.tokens", token, held) == held + tokens[:1]
+
+
+def before(
+    one: Recorded, field: str, token: int | None, held: tuple[TokenId, ...]
+) -> tuple[TokenId, ...] | None:
+    index = None if token is None else token - getattr(one.event, "start", 0)
+    return compare.text_before(divergence(one, field, 1, 2, index), one, held)
+
+
 # given a history of another machine / when it is executed here / then
 
 
@@ -431,7 +462,7 @@ def drifts(events: Sequence[Event], change: Any, **columns: Any) -> list[Drift]:
     results = [(p, change(i, execute(p.request()))) for i, p in enumerate(asked)]
     evidence = compare.by_event(results)
     return [
-        compare.drift(one, evidence[one.recorded.position], EOS, {"torch": ("1", "2")})
+        compare.drift(one.recorded, evidence[one.recorded.position], EOS, {"torch": ("1", "2")})
         for one in occurrences(rows)
         if one.recorded.position in evidence
     ]

@@ -1,6 +1,7 @@
 """Whether an event can be as it is recorded, by its own words and what came before it."""
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any
 from unittest.mock import ANY
 
@@ -24,7 +25,8 @@ from domain.events import (
     TokensGenerated,
 )
 from domain.ids import ModelId, Position, TokenId
-from domain.replay import Divergence, Occurrence, occurrences
+from domain.replay import BEGINNING, Course, Occurrence, occurrences
+from domain.report import Divergence
 from domain.state import Live, fold
 from tests.builders import (
     MODEL_CONTEXT,
@@ -465,10 +467,15 @@ def rows_of(story: Story, number: int = 0) -> list[Recorded]:
     return history(*story.events, state_id=state_id(number))
 
 
+def course(rows: Sequence[Recorded]) -> Course:
+    return reduce(Course.after, rows, BEGINNING)
+
+
 def origin(
     created_: StateCreated, *parents: Sequence[Recorded], position: Position = LATER
 ) -> tuple[str, Any, Any] | None:
-    found = consistency.compare_origin(recorded(created_, position=position), parents)
+    courses = [course(rows) for rows in parents]
+    found = consistency.compare_origin(recorded(created_, position=position), courses)
     return (found.field, found.expected, found.actual) if found else None
 
 
@@ -636,7 +643,7 @@ def test_a_state_cannot_come_from_itself() -> None:
         {"kind": "fork", "state_id": state_id(), "version": 1, "head_position": 3},
     )
     itself = recorded(event)
-    found = consistency.compare_origin(itself, [[itself]])
+    found = consistency.compare_origin(itself, [course([itself])])
     assert found is not None
     assert found.field == "origin.version"
 

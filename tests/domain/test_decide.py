@@ -15,6 +15,7 @@ from domain.errors import (
     NotAPrefix,
     PreconditionFailed,
     StateIsDeleted,
+    StateIsErased,
     StateNotFound,
     TooLarge,
 )
@@ -29,6 +30,7 @@ from domain.events import (
     HeadRewound,
     StateCreated,
     StateDeleted,
+    StateErased,
     TextForwarded,
     event_type,
 )
@@ -74,6 +76,15 @@ def test_a_deleted_state_says_when_and_that_its_events_stay() -> None:
     with pytest.raises(StateIsDeleted, match="its events stay readable") as refused:
         decide.live(fold(history(created(), StateDeleted())), state_id())
     assert refused.value.facts["deleted_at"] == RECORDED_AT
+
+
+@pytest.mark.parametrize("before", [(), (StateDeleted(),)], ids=["live", "deleted"])
+def test_an_erased_state_says_when_and_that_nothing_of_it_can_be_read(
+    before: tuple[Event, ...],
+) -> None:
+    with pytest.raises(StateIsErased, match="cannot be read again") as refused:
+        decide.live(fold(history(created(), *before, StateErased())), state_id())
+    assert refused.value.facts == {"state_id": state_id(), "erased_at": RECORDED_AT}
 
 
 @pytest.mark.parametrize("if_match", [None, 2])

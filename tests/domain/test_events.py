@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain.canonical import as_json
-from domain.chain import Head, Row, follow, genesis
-from domain.errors import UnknownEvent
+from domain.chain import COLUMNS, SEALED, Head, Row, follow, genesis, row_hash
+from domain.errors import EventErased, UnknownEvent
 from domain.events import (
     SCHEMA,
     ContinuationsGenerated,
@@ -31,13 +31,14 @@ from domain.fingerprint import Fingerprint
 from domain.ids import Position
 from domain.intents import GenerationStarted
 from domain.origin import Origin
-from domain.state import Deleted, Live, fold
-from tests.builders import FINGERPRINT, created, fragments, history, row, state_id
-from tests.domain import schema_1, schema_2
+from domain.state import Deleted, Erased, Live, State, fold
+from domain.transfer import source_in
+from tests.builders import FINGERPRINT, RECORDED_AT, created, fragments, history, row, state_id
+from tests.domain import schema_1, schema_2, schema_3
 from tests.domain.replaying import Story, stories
 
 DATA: Final = Path(__file__).parent / "data"
-WRITTEN: Final = {1: schema_1, 2: schema_2}
+WRITTEN: Final = {1: schema_1, 2: schema_2, 3: schema_3}
 """What each schema's files hold."""
 
 
@@ -59,9 +60,10 @@ def write_files() -> None:
     for state, version, event in WRITTEN[SCHEMA].the_history():
         computed = hasattr(event, "start") or isinstance(event, StateCreated)
         fingerprint = FINGERPRINT.id if computed else None
-        one = row(event, version=version, head=head, state_id=state, fingerprint=fingerprint)
+        columns = {"fingerprint": fingerprint, "source": schema_3.source(state, version)}
+        one = row(event, version=version, head=head, state_id=state, **columns)
         head = Head(one.position, one.hash)
-        lines.append(msgspec.json.encode(one))
+        lines.append(msgspec.json.encode(dict(zip(COLUMNS, one.columns(), strict=True))))
     begun = [as_json(one).encode() for one in WRITTEN[SCHEMA].intents()]
     for file, written in ((rows_file(SCHEMA), lines), (intents_file(SCHEMA), begun)):
         with file.open("xb") as stream:  # refuses to touch a file that is there
@@ -121,7 +123,7 @@ def test_the_chain_of_the_committed_rows_still_holds(schema: int) -> None:
     assert head.position == len(WRITTEN[schema].the_history())
 
 
-def state_of(schema: int, number: int) -> Live | Deleted | None:
+def state_of(schema: int, number: int) -> State | None:
     return fold(one for one in committed(schema) if one.state_id == state_id(number))
 
 
@@ -142,6 +144,25 @@ def test_the_rows_of_schema_2_lead_to_the_same_states() -> None:
     assert isinstance(second, Deleted)
     assert isinstance(third, Live)
     assert (third.content.text, third.content.partial) == ("abcédefab", {4: "c3", 5: "a9"})
+
+
+def test_the_rows_of_schema_3_lead_to_the_same_states() -> None:
+    assert [state_of(3, number) for number in range(3)] == [state_of(2, n) for n in range(3)]
+    erased, erased_later, imported = state_of(3, 3), state_of(3, 4), state_of(3, 5)
+    assert isinstance(erased, Erased)
+    assert isinstance(erased_later, Erased)
+    assert (erased.version, erased_later.version) == (4, 3)
+    assert isinstance(imported, Live)
+    assert (imported.content.text, imported.version) == ("abcdé", 3)
+    assert imported.created_at == "2025-12-31T23:59:59.999999Z"
+    assert imported.modified_at == RECORDED_AT
+
+
+def test_rows_that_were_imported_name_the_same_source() -> None:
+    found = {(one.state_id, one.version): source_in(one) for one in committed_rows(3)}
+    named = {place: source for place, source in found.items() if source is not None}
+    assert named == schema_3.SOURCES
+    assert not any(one.source for schema in (1, 2) for one in committed_rows(schema))
 
 
 def test_the_rows_of_this_schema_hold_every_event_origin_and_reason_to_end() -> None:
@@ -179,15 +200,19 @@ def test_the_files_are_never_written_again() -> None:
     assert rows_file(SCHEMA).read_bytes() == before
 
 
-FIRST_FILES: Final = {
+WRITTEN_FILES: Final = {
     "events_schema_1.jsonl": "58b588a154e1dfe845ca83593177347f8564651ef1aa0e9f861792fba8181dcd",
     "intents_schema_1.jsonl": "ce59f2f5e180f8d2082f4817bf96a0fe87bc14492448f4eea3011f8aa8571aa4",
+    "events_schema_2.jsonl": "6783851ffe93875c8a2b932a1f635a985cd17128b03a44273fd522180436475b",
+    "intents_schema_2.jsonl": "d4f3f01a78fbef7f7943d667b97660a2cbfc3321d25ea162a80ba042d71b65c3",
+    "events_schema_3.jsonl": "31aeb1d023709228e71e360a21a224b53ef9ca80a59305a6663a599143716264",
+    "intents_schema_3.jsonl": "d4f3f01a78fbef7f7943d667b97660a2cbfc3321d25ea162a80ba042d71b65c3",
 }
 
 
-@pytest.mark.parametrize("name", FIRST_FILES)
-def test_the_files_of_an_earlier_schema_are_byte_for_byte_what_they_were(name: str) -> None:
-    assert hashlib.sha256((DATA / name).read_bytes()).hexdigest() == FIRST_FILES[name]
+@pytest.mark.parametrize("name", WRITTEN_FILES)
+def test_the_files_of_every_schema_are_byte_for_byte_what_they_were(name: str) -> None:
+    assert hashlib.sha256((DATA / name).read_bytes()).hexdigest() == WRITTEN_FILES[name]
 
 
 # what cannot be read
@@ -228,6 +253,31 @@ def test_a_payload_of_another_type_than_its_row_is_refused_with_its_position() -
     with pytest.raises(UnknownEvent, match=message) as caught:
         decode(changed(type="state_deleted"))
     assert caught.value.position == 17
+
+
+# what is sealed
+
+CIPHERTEXT: Final = f'{SEALED}"AAAA"}}'
+
+
+def test_a_sealed_payload_is_read_from_what_was_opened() -> None:
+    event = created("abc")
+    sealed = changed(payload=CIPHERTEXT, opened=encode(event))
+    assert sealed.sealed
+    assert decode(sealed).event == event
+
+
+def test_a_sealed_payload_without_its_key_is_told_from_what_cannot_be_read() -> None:
+    with pytest.raises(EventErased, match=r"^position 17: sealed, and there is no key") as caught:
+        decode(changed(payload=CIPHERTEXT))
+    assert caught.value.position == 17
+
+
+def test_what_was_opened_is_no_column_and_never_stands_for_a_payload_that_is_not_sealed() -> None:
+    plain = row(created("abc"))
+    lying = msgspec.structs.replace(plain, opened=encode(created("xyz")))
+    assert decode(lying).event == created("abc")
+    assert (lying.columns(), row_hash(lying)) == (plain.columns(), row_hash(plain))
 
 
 # what holds for every event

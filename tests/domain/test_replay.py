@@ -1,13 +1,16 @@
 """A history is cut into passages: each claim of its events lies in one, with what it is about."""
 
 from collections import Counter
+from functools import reduce
 from itertools import pairwise
 
 import msgspec
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from domain.config import ConfigChanges, Constraint
+from domain.errors import UnknownEvent
 from domain.events import (
     BeamsGenerated,
     BeamStep,
@@ -20,9 +23,11 @@ from domain.events import (
     StateDeleted,
     TokensGenerated,
 )
-from domain.ids import TokenId, Version
+from domain.ids import Position, TokenId, Version
 from domain.origin import Fork
 from domain.replay import (
+    BEGINNING,
+    Course,
     Occurrence,
     Passage,
     claims_of,
@@ -54,6 +59,36 @@ def test_every_event_knows_what_it_happened_to_and_what_came_after_it(story: Sto
     assert found[0].before is None
     for index, one in enumerate(found[1:], start=1):
         assert one.before == fold(rows[:index])
+
+
+@given(story=stories(), data=st.data())
+def test_a_history_can_be_cut_anywhere_and_gone_on_with(story: Story, data: st.DataObject) -> None:
+    rows = history(*story.events)
+    at = data.draw(st.integers(0, len(rows)))
+    before = reduce(Course.after, rows[:at], BEGINNING)
+    assert before.version == at
+    following = rows[at] if at < len(rows) else None
+    parts = [*occurrences(rows[:at], following=following), *occurrences(rows[at:], before)]
+    assert parts == list(occurrences(rows))
+
+
+def test_no_event_was_recorded_before_the_one_that_it_follows() -> None:
+    first, second = history(created("abc"), forwarded(3, "d"))
+    row = msgspec.structs.replace(second.row, position=Position(first.position - 1))
+    with pytest.raises(UnknownEvent, match="recorded before the version it follows"):
+        BEGINNING.after(first).after(Recorded(row, second.event))
+
+
+@given(stories())
+def test_a_passage_says_which_events_it_is_evidence_of(story: Story) -> None:
+    rows = history(*story.events)
+    found = passages(occurrences(rows))
+    for passage in found:
+        claimed = {claim.recorded.position for claim in passage.claims}
+        searched = {passage.search.position} if passage.search else set()
+        assert passage.about == tuple(sorted(claimed | searched))
+    rooms = {one.recorded.position: one.before.room for one in occurrences(rows) if one.before}
+    assert all(one.room == rooms[one.search.position] for one in found if one.search)
 
 
 def test_a_resumed_call_knows_all_its_earlier_parts_across_slides() -> None:

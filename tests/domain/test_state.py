@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from domain.chain import SEALED, Row
 from domain.config import BeamParameters, ConfigChanges, LogitsParameters
-from domain.errors import UnknownEvent
+from domain.errors import EventErased, UnknownEvent
 from domain.events import (
     BeamsGenerated,
     ConfigChanged,
@@ -17,8 +18,21 @@ from domain.events import (
     HeadRewound,
     Recorded,
     StateDeleted,
+    StateErased,
+    encode,
 )
-from domain.state import CannotFollow, Deleted, Live, apply, drop, fold, join, take
+from domain.state import (
+    CannotFollow,
+    Deleted,
+    Erased,
+    Live,
+    apply,
+    drop,
+    fold,
+    fold_rows,
+    join,
+    take,
+)
 from tests.builders import (
     MODEL,
     PARAMETERS,
@@ -214,6 +228,50 @@ def test_a_missing_event_is_always_found(history: list[Recorded], data: st.DataO
     if missing < len(history) - 1:
         with pytest.raises(UnknownEvent):
             fold(history[:missing] + history[missing + 1 :])
+
+
+# what is sealed
+
+
+def sealed(one: Recorded, *, key: bool) -> Row:
+    """A row as an erasable log has it, with or without the key to it."""
+    opened = encode(one.event) if key else None
+    return msgspec.structs.replace(one.row, payload=f'{SEALED}"AAAA"}}', opened=opened)
+
+
+@given(histories())
+def test_sealed_rows_lead_to_the_same_state_with_the_key_and_to_none_without_it(
+    history: list[Recorded],
+) -> None:
+    assert fold_rows([one.row for one in history]) == fold(history)
+    assert fold_rows([sealed(one, key=True) for one in history]) == fold(history)
+    with pytest.raises(EventErased):
+        fold_rows([sealed(one, key=False) for one in history])
+
+
+@given(histories())
+def test_a_state_that_was_erased_is_known_without_the_key_to_what_it_held(
+    events: list[Recorded],
+) -> None:
+    whole = history(*(one.event for one in events), StateErased())
+    rows = [*(sealed(one, key=False) for one in whole[:-1]), whole[-1].row]
+    state = Erased(state_id=state_id(), version=len(rows), erased_at=RECORDED_AT)
+    assert fold_rows(rows) == state == fold(whole)
+
+
+def test_no_rows_are_no_state() -> None:
+    assert fold_rows([]) is None
+
+
+@pytest.mark.parametrize("event", [forwarded(3), StateDeleted(), StateErased(), created()])
+def test_nothing_can_happen_to_a_state_that_was_erased(event: Event) -> None:
+    with pytest.raises(UnknownEvent, match="cannot happen to this state"):
+        fold(history(created(), StateErased(), event))
+
+
+def test_what_never_was_cannot_be_erased() -> None:
+    with pytest.raises(UnknownEvent, match="cannot happen to this state"):
+        fold(history(StateErased()))
 
 
 NOTHING = Fragment(tokens=(), text="", ends=())

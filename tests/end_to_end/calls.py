@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -61,6 +62,17 @@ def events_of(answer: httpx.Response) -> list[ServerSentEvent]:
 
 def token_ids(events: list[ServerSentEvent]) -> list[int]:
     return [event.data["token_id"] for event in events if event.name == "token"]
+
+
+def verified(client: httpx.Client) -> Json:
+    """The report on the whole log, however long it takes."""
+    answer = client.post("/v1/replay/verify", json={"all": True})
+    found: Json = answer.raise_for_status().json()
+    while answer.status_code == 202 and found["status"] in ("waiting", "running"):
+        time.sleep(0.5)
+        found = client.get(answer.headers["Location"]).raise_for_status().json()
+    report: Json = found["report"] if answer.status_code == 202 else found
+    return report
 
 
 def query(database: Path, sql: str, *parameters: Any) -> list[Any]:

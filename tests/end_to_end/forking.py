@@ -91,7 +91,7 @@ class Forked:
 
 
 class FastServer(Server):
-    """A server that a nursery brings forth."""
+    """A server that a nursery brings forth. It first imports the module ``PRELUDE`` names."""
 
     def __init__(self, nursery: Nursery, database: Path, **settings: str) -> None:
         super().__init__(database, **{**FAST, **settings})
@@ -121,6 +121,8 @@ def _serve(environment: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = ["cacher", "serve"]
+    if "PRELUDE" in environment:
+        importlib.import_module(environment["PRELUDE"])
     try:
         importlib.import_module("app.cli").main()
     finally:

@@ -74,7 +74,9 @@ def remove(connection: sqlite3.Connection, position: int) -> None:
     later = "SELECT position FROM events WHERE state_id = ? AND version > ? ORDER BY version"
     for (other,) in connection.execute(later, (state_id, version)).fetchall():
         connection.execute("UPDATE events SET version = version - 1 WHERE position = ?", (other,))
-    connection.execute("UPDATE states SET version = version - 1 WHERE state_id = ?", (state_id,))
+    deleted = "EXISTS (SELECT 1 FROM events WHERE state_id = ?1 AND type = 'state_deleted')"
+    project = f"UPDATE states SET version = version - 1, deleted = {deleted} WHERE state_id = ?1"
+    connection.execute(project, (state_id,))
 
 
 def swap(connection: sqlite3.Connection, first: int, second: int) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import httpx
 import pytest
@@ -196,6 +197,69 @@ def test_allowing_drift_allows_nothing_else(log: Log, tmp_path: Path) -> None:
     assert result.exit_code == 1
 
 
+def test_verify_goes_on_from_the_mark_that_an_earlier_one_left(log: Log, tmp_path: Path) -> None:
+    database = tmp_path / "cacher.db"
+    shutil.copyfile(log.database, database)
+    at = log.positions["kept in full"]
+    first = run("verify", "--database", database, "--until", at, "--json")
+    assert json.loads(first.stdout)["range"] == {"after": 0, "until": at}
+    assert json.loads((tmp_path / "cacher.db.verified").read_text())["position"] == at
+    then = run("verify", "--database", database, "--since-verified")
+    assert (then.exit_code, then.stdout.splitlines()[2:]) == (
+        0,
+        [f"after position {at}, until {len(log.positions)}"],
+    )
+    assert f" {len(log.positions) - at}/{len(log.positions) - at} " in then.stderr
+    assert "tokens/s" in then.stderr
+    part = run("verify", "--database", database, "--after", at, "--until", at + 2, "--json")
+    assert json.loads(part.stdout)["events_checked"] == 2
+    for extra in (["--after", "1"], ["--state", "state-0"]):
+        refused = run("verify", "--database", database, "--since-verified", *extra)
+        assert "--since-verified is about the whole log" in refusal(refused)
+
+
+def cases(path: Path) -> dict[str, list[ElementTree.Element]]:
+    """The test cases of a JUnit file, each with what became of it."""
+    return {case.attrib["name"]: list(case) for case in ElementTree.parse(path).iter("testcase")}
+
+
+def counts(path: Path) -> tuple[int, ...]:
+    suite = ElementTree.parse(path).getroot()[0]
+    return tuple(int(suite.attrib[name]) for name in ("tests", "failures", "errors", "skipped"))
+
+
+def test_verify_writes_a_test_case_for_each_state(log: Log, forged: Path, tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.xml", tmp_path / "bad.xml"
+    assert run("verify", "--database", log.database, "--junit", good).exit_code == 0
+    assert counts(good) == (12, 0, 0, 0)
+    states = {state_id for (state_id,) in query(log.database, "SELECT state_id FROM states")}
+    assert set(cases(good)) == {"the log", *states}
+    assert run("verify", "--database", forged, "--junit", bad).exit_code == 1
+    position, state_id, version = log.place("generated")
+    (failure,) = cases(bad)[state_id]
+    tests, failures, *others = counts(bad)
+    assert (tests, failures, others) == (12, len([c for c in cases(bad).values() if c]), [0, 0])
+    lines = (failure.text or "").splitlines()
+    place = f"divergent: position {position}, state {state_id} version {version}"
+    assert failure.attrib == {"message": lines[0], "type": "divergence"}
+    assert all(line.startswith("divergent: position ") for line in lines)
+    token = log.start("generated") + 2
+    (named,) = [line for line in lines if f"content.tokens at token {token}: recorded " in line]
+    assert named.startswith(place)
+    assert named.count("(#") == 5
+    assert "; likeliest now: " in named
+
+
+def test_a_drift_is_an_error_in_junit_unless_it_is_allowed(log: Log, tmp_path: Path) -> None:
+    arguments = ("verify", "--database", log.database, "--junit", tmp_path / "drift.xml")
+    drifting = "SELECT count(DISTINCT state_id) FROM events WHERE fingerprint IS NOT NULL"
+    ((count,),) = query(log.database, f"{drifting} AND type != 'state_created'")
+    assert run(*arguments, CACHER_DTYPE="bfloat16").exit_code == 2
+    assert counts(tmp_path / "drift.xml") == (12, 0, count + 1, 0)
+    assert run(*arguments, "--allow-drift", CACHER_DTYPE="bfloat16").exit_code == 0
+    assert counts(tmp_path / "drift.xml") == (12, 0, 0, count + 1)
+
+
 def test_verify_without_a_database_could_not_be_done(tmp_path: Path) -> None:
     result = run("verify", "--database", tmp_path / "none.db")
     assert f"there is no log at {tmp_path / 'none.db'}" in refusal(result)
@@ -298,7 +362,10 @@ def test_every_command_says_what_it_does() -> None:
     overview = run("--help").stdout
     for command, options in {
         "serve": ["--host", "--port", "--model", "--database"],
-        "verify": ["--database", "--model", "--state", "--head", "--allow-drift", "--json"],
+        "verify": [
+            *("--database", "--model", "--state", "--after", "--until", "--since-verified"),
+            *("--head", "--allow-drift", "--json", "--junit"),
+        ],
         "migrate": ["--database"],
     }.items():
         assert command in overview

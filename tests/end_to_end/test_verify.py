@@ -26,7 +26,7 @@ from domain.events import Event, decode
 from domain.ids import Position, StateId, TokenId, Version
 from domain.plan import GenerationWish
 from domain.ports import Models
-from domain.replay import Divergence, Report
+from domain.report import Divergence, Report
 from domain.state import Live, fold
 from domain.work import ScoreRequest
 from infra.engine.blocks import BLOCK_TOKENS, block_keys
@@ -93,7 +93,8 @@ async def test_a_second_verification_recomputes_as_much(log: Log, models: Models
 
 async def test_the_log_holds_what_the_faults_are_planted_in(log: Log) -> None:
     types = query(log.database, "SELECT DISTINCT type FROM events")
-    assert {type_ for (type_,) in types} == {kind.__struct_config__.tag for kind in get_args(Event)}
+    tags = {kind.__struct_config__.tag for kind in get_args(Event)}
+    assert {type_ for (type_,) in types} == tags - {"state_erased"}  # nothing here can be erased
     origins = "SELECT DISTINCT json_extract(payload, '$.origin.kind') FROM events"
     assert {("new",), ("fork",), ("merge",)} <= set(query(log.database, origins))
     reasons = "SELECT DISTINCT json_extract(payload, '$.finish_reason') FROM events"
@@ -159,7 +160,9 @@ async def test_behind_a_whole_chain_re_execution_finds(
         log.positions[fault.found_in or fault.event],
     )[0]
     assert (*place, *shown_at(log, fault)[3:]) in found
-    assert min(position for position, *_ in found) == place[0]
+    earlier = {field for position, *_, field, _ in found if position < place[0]}
+    # The list of states says more of one that lost its last event to another.
+    assert earlier <= ({"states.version", "states.deleted"} if fault.field == "event" else set())
 
 
 @pytest.mark.parametrize("name", FAULTS)

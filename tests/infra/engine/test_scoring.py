@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from domain.beams import candidates_needed
 from domain.config import BeamParameters, Constraint, LogitsParameters, SamplingParameters
 from domain.ids import TokenId
-from domain.work import Redraw, Scored, ScoreRequest, Step
+from domain.work import Redraw, Reference, RowKind, Scored, ScoreRequest, Step
 from infra.engine import sampler
 from infra.engine.blocks import Copy, Move, blocks_for
 from infra.engine.constraints import Constraints
@@ -448,3 +448,61 @@ def test_candidates_are_what_a_search_chooses_from_at_every_position(prepared: P
             map(sampler.digest, np.ascontiguousarray(rows[request.start - 1 : -1]))
         )
         assert {len(row) for row in each.candidates} == {count}
+
+
+# rows kept, and held against others
+
+
+def held_against(request: ScoreRequest, scored: Scored, kind: RowKind) -> ScoreRequest:
+    """The same, with what was found as references, where rows of this kind were kept."""
+    references = [
+        Reference(token_id=token, logprob=logprob, logsumexp=logsumexp, kind=kind, row=row)
+        for token, logprob, logsumexp, row in zip(
+            request.tokens[request.start :],
+            scored.scores.logprobs,
+            scored.scores.logsumexps,
+            scored.rows,
+            strict=True,
+        )
+    ]
+    return asking(request.tokens, request.start, references=tuple(references))
+
+
+def keeping(request: ScoreRequest, kind: RowKind, k: int = 0) -> ScoreRequest:
+    return asking(request.tokens, request.start, keep=kind, keep_k=k)
+
+
+def test_kept_rows_are_those_that_the_digests_are_of(prepared: Prepared) -> None:
+    requests = family()
+    raw = Scorer(prepared).score(*(keeping(each, "raw") for each in requests))
+    top = Scorer(prepared).score(*(keeping(each, "top_k", 5) for each in requests))
+    for request, whole, part in zip(requests, raw, top, strict=True):
+        assert len(whole.rows) == len(request.tokens) - request.start
+        rows = [np.frombuffer(row, "<f4") for row in whole.rows]
+        assert tuple(map(sampler.digest, rows)) == whole.scores.logits_digests
+        assert tuple(sampler.pack_top_k(row, 5) for row in rows) == part.rows
+
+
+@pytest.mark.parametrize(("kind", "k"), [("top_k", 5), ("full", 0), ("raw", 0)])
+def test_each_position_is_held_against_its_own_reference(
+    prepared: Prepared, kind: RowKind, k: int
+) -> None:
+    requests = family()
+    kept = Scorer(prepared).score(*(keeping(each, kind, k) for each in requests))
+    asked = [held_against(*pair, kind) for pair in zip(requests, kept, strict=True)]
+    for request, scored in zip(asked, Scorer(prepared).score(*asked), strict=True):
+        assert len(scored.comparisons) == len(request.references)
+        assert {each.kl for each in scored.comparisons} == {0.0}
+        assert {each.exact for each in scored.comparisons} == {kind != "top_k"}
+        assert all(each.greedy[0] == each.greedy[1] for each in scored.comparisons)
+    first = asked[0]
+    shifted = asking(
+        first.tokens, first.start, references=(*first.references[1:], first.references[0])
+    )
+    (scored,) = Scorer(prepared).score(shifted)
+    assert all(each.kl > 0 for each in scored.comparisons)
+
+
+def test_what_is_not_asked_for_is_not_there(prepared: Prepared) -> None:
+    (scored,) = Scorer(prepared).score(family()[0])
+    assert (scored.comparisons, scored.rows) == ((), ())

@@ -7,11 +7,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from domain.chain import follow
+from domain.chain import Row, follow
 from domain.config import ConfigChanges
 from domain.errors import IdempotencyKeyReused, UnknownEvent, VersionConflict
 from domain.events import ConfigChanged, HeadRewound, StateDeleted, decode
-from domain.ids import ModelId
+from domain.ids import ModelId, Position
 from domain.ports import EventLog, Remembered, StatePage
 from domain.state import Live, fold
 from infra.log.sqlite_log import SqliteLog
@@ -103,6 +103,43 @@ async def test_rows_of_a_state_can_be_read_in_parts(log: EventLog) -> None:
     assert await log.state_rows(state_id(), after=1, until=4, limit=2) == rows[1:3]
     assert await log.state_rows(state_id(), after=9) == []
     assert await log.state_rows(state_id(), until=0) == []
+
+
+async def test_a_page_of_rows_is_bounded_in_number_and_in_bytes(log: EventLog) -> None:
+    await log.append([append(created("x" * 5000), state=n) for n in range(12)], provenance=BY)
+    rows = await log.rows()
+    size = len(rows[0].payload)
+
+    async def page(after: int, **bounds: int) -> list[Row]:
+        given = {"limit": 100, "max_bytes": 1 << 30, **bounds}
+        return await log.page(after=Position(after), **given)
+
+    assert await page(0) == rows
+    assert await page(rows[3].position) == rows[4:]
+    assert await page(rows[3].position, limit=5) == rows[4:9]
+    assert await page(rows[-1].position) == []
+    for max_bytes in (1, size + 1, 5 * size):
+        found = await page(0, max_bytes=max_bytes)
+        assert found == rows[: len(found)]
+        assert max_bytes / size <= len(found) <= max_bytes / size + 4
+
+
+async def test_a_page_of_one_state_goes_by_positions(log: EventLog) -> None:
+    await log.append([append(created()), append(created(), state=1)], provenance=BY)
+    for version in range(1, 4):
+        await log.append([append(forwarded(2 + version), version)], provenance=BY)
+    rows = await log.state_rows(state_id())
+    assert [row.position for row in rows] == [1, 3, 4, 5]
+    found = await log.page(after=Position(2), limit=2, max_bytes=1 << 20, state_id=state_id())
+    assert found == rows[1:3]
+    assert not await log.page(after=Position(0), limit=2, max_bytes=9, state_id=state_id(9))
+
+
+async def test_the_newest_row_of_a_state_is_that_of_its_latest_version(log: EventLog) -> None:
+    assert await log.newest(state_id()) is None
+    await log.append([append(created()), append(forwarded(3), 1)], provenance=BY)
+    await log.append([append(created(), state=1)], provenance=BY)
+    assert await log.newest(state_id()) == (await log.state_rows(state_id()))[-1]
 
 
 async def test_an_unknown_state_has_no_rows(log: EventLog) -> None:

@@ -248,7 +248,7 @@ async def test_what_waits_together_is_committed_together(
     sizes: list[int] = []
     gate = threading.Event()
 
-    def gated(connection: sqlite3.Connection, jobs: list[Job]) -> list[Outcome]:
+    def gated(connection: sqlite3.Connection, jobs: list[Job], *_: object) -> list[Outcome]:
         gate.wait(5)
         sizes.append(len(jobs))
         return write_batch(connection, jobs)
@@ -341,7 +341,7 @@ async def test_a_failure_while_committing_records_nothing(
 ) -> None:
     await log.append([append(created())], provenance=BY)
 
-    def fails(connection: sqlite3.Connection, jobs: list[Job]) -> list[Outcome]:
+    def fails(connection: sqlite3.Connection, jobs: list[Job], *_: object) -> list[Outcome]:
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("DELETE FROM events")
         raise sqlite3.OperationalError("disk I/O error")
@@ -446,7 +446,10 @@ def test_no_statement_scans_a_table(big_log: Path, name: str) -> None:
         steps = connection.execute("EXPLAIN QUERY PLAN " + sql, (None,) * sql.count("?"))
         plan = [detail for _, _, _, detail in steps]
     scans = [step for step in plan if step.startswith("SCAN") or "TEMP B-TREE" in step]
-    allowed = {"LAST_POSITION": ["SCAN sqlite_sequence"]}  # a table of one row
+    allowed = {
+        "LAST_POSITION": ["SCAN sqlite_sequence"],  # a table of one row
+        "STANDINGS": ["SCAN json_each VIRTUAL TABLE INDEX 1:"],  # what is asked about
+    }
     assert scans == allowed.get(name, [])
 
 

@@ -1,0 +1,109 @@
+"""How two states differ, down to the distribution of the next token. Records nothing."""
+
+from collections.abc import Iterator
+from typing import Final
+
+from msgspec.structs import replace
+
+from app.service import Service
+from domain.diff import Diff, Likeliest, NextToken, diff, places
+from domain.errors import ModelUnavailable, NotFound
+from domain.ids import StateId, TokenId, Version
+from domain.ports import LanguageModel
+from domain.state import Live
+from domain.work import Comparison, Reference, Scored, ScoreRequest
+
+CHUNK: Final = 32
+"""Positions that are compared at once: so many rows of logits are held."""
+
+
+async def compare(
+    service: Service,
+    first: tuple[StateId, Version | None],
+    second: tuple[StateId, Version | None],
+    *,
+    start: int,
+    limit: int,
+) -> Diff:
+    """How two states differ, each as it is or as it was at a version.
+
+    What could come next is compared at ``limit`` positions at most, from ``start`` on.
+
+    Raises:
+        StateNotFound, StateIsDeleted, StateIsErased, VersionNotFound: there is no such state.
+        QueueFull: too many requests are waiting.
+    """
+    a, b = await service.as_it_was(*first), await service.as_it_was(*second)
+    found = diff(a, b)
+    every = places(found)
+    here = range(max(every.start, start), every.stop)
+    if not here[:limit]:
+        return replace(found, kl=())
+    try:
+        models = await service.models.get(a.model_id), await service.models.get(b.model_id)
+    except (ModelUnavailable, NotFound) as error:
+        return replace(found, note=str(error))
+    if not _speak_alike(*models):
+        return replace(found, note="the models have different vocabularies")
+    # Nothing comes after a full context.
+    here = range(here.start, min(here.stop, *(model.context_size for model in models)))
+    asked, rest = here[:limit], here[limit:]
+    compared: list[NextToken] = []
+    async with service.turns.turn(object()):
+        for chunk in _chunks(asked):
+            compared += await _compare(a, b, models, chunk)
+    return replace(found, kl=tuple(compared), next_start=rest.start if rest else None)
+
+
+def _speak_alike(first: LanguageModel, second: LanguageModel) -> bool:
+    """Whether the same number means the same token to both."""
+    names = [model.fingerprint.facts()["tokenizer"] for model in (first, second)]
+    return names[0] == names[1] and first.vocabulary_size == second.vocabulary_size
+
+
+def _chunks(asked: range) -> Iterator[range]:
+    return (asked[at : at + CHUNK] for at in range(0, len(asked), CHUNK))
+
+
+async def _compare(
+    a: Live, b: Live, models: tuple[LanguageModel, LanguageModel], chunk: range
+) -> list[NextToken]:
+    here, there = _until(a, chunk.stop), _until(b, chunk.stop)
+    asked = ScoreRequest(tokens=here, start=chunk.start, keep="raw")
+    (scored,) = await models[0].score([asked])
+    references = _references(here[chunk.start :], scored)
+    asked = ScoreRequest(tokens=there, start=chunk.start, references=references)
+    (scored,) = await models[1].score([asked])
+    return [
+        _next_token(place, comparison, models, (here[:place], there[:place]))
+        for place, comparison in zip(chunk, scored.comparisons, strict=True)
+    ]
+
+
+def _until(state: Live, stop: int) -> tuple[TokenId, ...]:
+    """Tokens up to a position; after the last one comes another, whichever, to ask what could."""
+    tokens = state.content.tokens
+    return (*tokens, tokens[-1])[:stop]
+
+
+def _references(tokens: tuple[TokenId, ...], scored: Scored) -> tuple[Reference, ...]:
+    scores = scored.scores
+    return tuple(
+        Reference(token_id=token, logprob=logprob, logsumexp=logsumexp, kind="raw", row=row)
+        for token, logprob, logsumexp, row in zip(
+            tokens, scores.logprobs, scores.logsumexps, scored.rows, strict=True
+        )
+    )
+
+
+def _next_token(
+    place: int,
+    comparison: Comparison,
+    models: tuple[LanguageModel, LanguageModel],
+    before: tuple[tuple[TokenId, ...], tuple[TokenId, ...]],
+) -> NextToken:
+    likeliest = []
+    for model, tokens, token in zip(models, before, comparison.greedy, strict=True):
+        assert token is not None  # the whole row is known of both
+        likeliest.append(Likeliest(token, model.fragment(tokens, (token,)).text))
+    return NextToken(position=place, kl=comparison.kl, top_a=likeliest[0], top_b=likeliest[1])

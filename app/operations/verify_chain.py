@@ -1,0 +1,100 @@
+"""Following the chain of a log, and holding the roots that are kept over its tiles against it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from app.operations.findings import Findings
+from domain.chain import Head, Row, follow, legible_row, row_hash
+from domain.errors import ChainBroken, EventErased, LogError
+from domain.ids import Position
+from domain.merkle import TILE, Tile, tile
+from domain.report import Divergence
+from domain.transfer import original_row, source_in
+
+
+def broken(row: Row, field: str, expected: Any, actual: Any) -> Divergence:
+    """A divergence of a row, whatever it holds."""
+    row = legible_row(row)
+    return Divergence(
+        position=row.position,
+        state_id=row.state_id,
+        version=row.version,
+        field=field,
+        expected=expected,
+        actual=actual,
+    )
+
+
+class Chain:
+    """The chain from ``head`` on; after a break it goes on from the broken row."""
+
+    def __init__(self, head: Head, tiles: Sequence[Tile], findings: Findings) -> None:
+        self.head = head
+        self._findings = findings
+        self._tiles = _Tiles(tiles, head.position)
+
+    def follow(self, rows: Sequence[Row]) -> None:
+        """Go on with the next rows."""
+        for row in rows:
+            try:
+                self.head = follow(self.head, row)
+            except ChainBroken as error:
+                actual = f"{row_hash(row).hex()}: {error}"
+                self._findings.diverges(broken(row, "hash", row.hash.hex(), actual))
+                self.head = Head(row.position, row.hash)
+            if legible_row(row) != row:
+                self._findings.diverges(broken(row, "text", "UTF-8", "bytes that are not UTF-8"))
+            if row.version is None or row.version < 1:
+                possible = "an event has a version from 1 on"
+                self._findings.diverges(broken(row, "version", row.version, possible))
+            if row.at_version is not None:
+                possible = "it changed its state"
+                self._findings.diverges(broken(row, "at_version", row.at_version, possible))
+            self._findings.diverges(self._tiles.push(row))
+
+
+class _Tiles:
+    """The tiles that are kept of a log, held against its rows from the one after a position on."""
+
+    def __init__(self, tiles: Sequence[Tile], after: Position) -> None:
+        begins = [Position(0), *(one.last_position for one in tiles)]
+        self._waiting = [
+            (begin, one) for begin, one in zip(begins, tiles, strict=False) if begin >= after
+        ][::-1]
+        self._rows: list[tuple[Position, bytes]] = []
+
+    def push(self, row: Row) -> Divergence | None:
+        """Take the next row; a divergence if it fills a tile that is kept as another one."""
+        if not self._waiting or row.position <= self._waiting[-1][0]:
+            return None
+        self._rows.append((row.position, row.hash))
+        if len(self._rows) < TILE:
+            return None
+        _, kept = self._waiting.pop()
+        found = tile(kept.number, self._rows)
+        self._rows = []
+        if found == kept:
+            return None
+        return Divergence(
+            position=row.position,
+            state_id=None,
+            version=None,
+            field=f"tiles[{kept.number}]",
+            expected=f"{kept.last_position}:{kept.hash.hex()}",
+            actual=f"{found.last_position}:{found.hash.hex()}",
+        )
+
+
+def compare_source(row: Row) -> Divergence | None:
+    """Whether an imported row, as it was in the log it comes from, has the hash it had there."""
+    there = row
+    try:
+        while (source := source_in(there)) is not None:
+            there = original_row(there, source)
+            if (actual := row_hash(there).hex()) != source.hash:
+                return broken(row, "source", source.hash, actual)
+    except EventErased:
+        return None
+    except (LogError, ValueError) as error:
+        return broken(row, "source", "where the event was recorded first", str(error))
+    return None

@@ -1,0 +1,334 @@
+"""What states did in a window of the log: checked by its own words, and cut into passages."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+from msgspec import Struct
+
+from app.operations.courses import Courses
+from app.operations.execution import Execution
+from app.operations.findings import Findings
+from app.operations.verify_chain import broken, compare_source
+from domain import consistency
+from domain.chain import Row, blobs_digest
+from domain.config import Constraint
+from domain.errors import EventErased, InvalidInput, LogError, ModelUnavailable, NotFound
+from domain.events import (
+    ContextSlid,
+    ContinuationsGenerated,
+    Recorded,
+    StateCreated,
+    StateDeleted,
+    StateErased,
+    TokensGenerated,
+    decode,
+    event_type,
+)
+from domain.form import compare_form
+from domain.ids import ModelId, Position, StateId, Version
+from domain.origin import parents_of
+from domain.ports import LanguageModel, LogReader, Models
+from domain.replay import BEGINNING, Course, Occurrence, Passage, passages
+from domain.report import Divergence, Standing, divergence
+from domain.state import Deleted, Live
+
+INLINE_BYTES: Final = 1 << 16
+"""Blobs up to this size are hashed at once; a thread is not worth its while."""
+
+ERASED: Final = event_type(StateErased())
+ENDED: Final = (event_type(StateDeleted()), ERASED)
+
+Seen = Callable[[StateId, bool], None]
+"""Told of each state that is verified, and whether it is erased."""
+
+
+class History(Struct, kw_only=True):
+    """What happened to one state in a window, after its ``course`` up to there.
+
+    ``events`` are those that can be read, and of these ``possible`` the ones that can have
+    happened. ``following`` is the event after the window, where it matters.
+    """
+
+    state_id: StateId
+    rows: Sequence[Row]
+    standing: Standing
+    course: Course = BEGINNING
+    events: list[Recorded] = []
+    possible: list[Recorded] = []
+    following: Recorded | None = None
+    model: LanguageModel | None = None
+    erased: bool = False
+
+
+class States:
+    """The states of one verification, window after window. ``after``: where it began."""
+
+    def __init__(
+        self,
+        log: LogReader,
+        models: Models,
+        execution: Execution,
+        findings: Findings,
+        *,
+        after: Position,
+        seen: Seen,
+    ) -> None:
+        self._log = log
+        self._models = models
+        self._execution = execution
+        self._findings = findings
+        self._after = after
+        self._seen = seen
+        self.courses = Courses(log)
+        # Of these nothing further can be said: something about them could not have happened.
+        self._stopped: set[StateId] = set()
+        self._wrong: dict[tuple[ModelId, Constraint], str | None] = {}
+        self.events = self.states = self.imported = self.erased = self.released = 0
+
+    async def check(self, rows: Sequence[Row]) -> dict[StateId, History]:
+        """Check and re-execute what happened in a window; rows are in the order of the log."""
+        grouped: defaultdict[StateId, list[Row]] = defaultdict(list)
+        for row in rows:
+            grouped[row.state_id].append(row)
+        standings = await self._log.standings(list(grouped), after=self._after)
+        histories = {
+            state_id: History(state_id=state_id, rows=own, standing=standings[state_id])
+            for state_id, own in grouped.items()
+        }
+        going = [one for one in histories.values() if one.state_id not in self._stopped]
+        await asyncio.to_thread(self._read, going)
+        for history in going:
+            await self._equip(history)
+        await self._execution.learn(
+            recorded.row.fingerprint for history in going for recorded in history.events
+        )
+        cut = await asyncio.to_thread(self._place, going)
+        for history in going:
+            await self._check_beside(history)
+        for model, asked in cut:
+            await self._execution.execute(asked, model)
+        self._count(histories)
+        return histories
+
+    def _count(self, histories: dict[StateId, History]) -> None:
+        for history in histories.values():
+            self.events += len(history.rows)
+            self.imported += sum(row.source is not None for row in history.rows)
+            self._check_listed(history)
+            if history.standing.first == history.rows[0].position:
+                self.states += 1
+                self.erased += history.erased
+                self._seen(history.state_id, history.erased)
+
+    # reading
+
+    def _read(self, histories: Sequence[History]) -> None:
+        """Read the events up to the first that cannot be read."""
+        for history in histories:
+            for row in history.rows:
+                self._findings.diverges(None if row.source is None else compare_source(row))
+            for row in history.rows:
+                if row.version is None or row.version < 1:
+                    self._stopped.add(history.state_id)  # as was said of the row
+                    break
+                try:
+                    history.events.append(decode(row))
+                except LogError as error:
+                    self._cannot_follow(history, row, Version(row.version - 1), error)
+                    break
+
+    def _cannot_follow(self, history: History, row: Row, version: Version, error: LogError) -> None:
+        """End a state's history before a row, unless it was erased."""
+        self._stopped.add(history.state_id)
+        sealed = isinstance(error, EventErased)
+        if sealed and history.standing.type == ERASED:
+            history.erased = True
+            return
+        expected = f"an event that can follow version {version}"
+        actual = f"sealed, key missing: {error}" if sealed else str(error)
+        self._findings.diverges(broken(row, "event", expected, actual))
+
+    async def _equip(self, history: History) -> None:
+        """Find what the events of a state are held against: what was before, and its model."""
+        if not history.events:
+            return
+        first, last = history.events[0], history.events[-1]
+        before = Version(first.version - 1)
+        try:
+            history.course = await self.courses.at(history.state_id, before)
+            if isinstance(last.event, ContextSlid):
+                rows = await self._log.state_rows(history.state_id, after=last.version, limit=1)
+                history.following = decode(rows[0]) if rows else None
+        except LogError as error:
+            history.events.clear()
+            self._cannot_follow(history, first.row, before, error)
+            return
+        match history.course.state, first.event:
+            case (Live(model_id=model_id) | Deleted(model_id=model_id), _) | (
+                None,
+                StateCreated(model_id=model_id),
+            ):
+                history.model = await self._model(model_id)
+        if history.model is not None:
+            await self._check_constraints(history.events, history.model)
+
+    async def _model(self, model_id: ModelId) -> LanguageModel | None:
+        try:
+            return await self._models.get(model_id)
+        except (ModelUnavailable, NotFound) as error:
+            self._findings.not_held(f"not re-executed: {error}")
+            return None
+
+    async def _check_constraints(self, events: Sequence[Recorded], model: LanguageModel) -> None:
+        """Find out which constraints no text can be held to."""
+        for recorded in events:
+            constraint = _constraint(recorded)
+            if constraint is None or (model.model_id, constraint) in self._wrong:
+                continue
+            try:
+                await model.check_constraint(constraint)
+                self._wrong[model.model_id, constraint] = None
+            except InvalidInput as error:
+                self._wrong[model.model_id, constraint] = str(error)
+
+    # checking
+
+    def _place(self, histories: Sequence[History]) -> list[tuple[LanguageModel, list[Passage]]]:
+        """What is to be computed anew for these histories, of each model."""
+        wanted = {
+            parent
+            for history in histories
+            for recorded in history.events[:1]
+            if isinstance(recorded.event, StateCreated)
+            for parent in parents_of(recorded.event.origin)
+        }
+        cut: dict[ModelId, tuple[LanguageModel, list[Passage]]] = {}
+        for history in histories:
+            found = passages(self._placed(history, wanted))
+            if history.model is not None:
+                _, asked = cut.setdefault(history.model.model_id, (history.model, []))
+                asked += found
+        return list(cut.values())
+
+    def _placed(
+        self, history: History, wanted: set[tuple[StateId, Version]]
+    ) -> Iterator[Occurrence]:
+        """Events that a model can be asked about, each checked in its place.
+
+        What states held at ``wanted`` versions is kept.
+        """
+        state_id, course, model = history.state_id, history.course, history.model
+        events = history.events
+        for recorded, following in zip(events, (*events[1:], history.following), strict=False):
+            try:
+                reached = course.after(recorded)
+            except LogError as error:
+                self._cannot_follow(history, recorded.row, course.version, error)
+                return
+            history.possible.append(recorded)
+            if model is not None:
+                if (found := self._unaskable(recorded, model)) is not None:
+                    self._findings.diverges(found)
+                    self._stopped.add(state_id)
+                    return
+                occurrence = course.place(recorded, following)
+                self._check_consistency(occurrence, model)
+                yield occurrence
+            course = reached
+            if (state_id, course.version) in wanted:
+                self.courses.keep(state_id, course)
+        self.courses.keep(state_id, course)
+
+    def _unaskable(self, recorded: Recorded, model: LanguageModel) -> Divergence | None:
+        """Why a model cannot be asked about an event, if so."""
+        found = compare_form(recorded, model.vocabulary_size, model.context_size)
+        constraint = _constraint(recorded)
+        if found is None and constraint is not None:
+            wrong = self._wrong[model.model_id, constraint]
+            if wrong is not None:
+                return divergence(recorded, "parameters.constraint", constraint.text, wrong)
+        return found
+
+    def _check_consistency(self, occurrence: Occurrence, model: LanguageModel) -> None:
+        eos, size, context = model.eos_token_ids, model.vocabulary_size, model.context_size
+        for found in (
+            consistency.compare_text(occurrence, model.fragment),
+            consistency.compare_config(occurrence, size, context),
+            consistency.compare_room(occurrence),
+            consistency.compare_call(occurrence),
+            consistency.compare_slide(occurrence),
+            consistency.compare_finish(occurrence, eos, model.fulfils),
+            consistency.compare_storage(occurrence),
+        ):
+            self._findings.diverges(found)
+
+    # what lies beside the events
+
+    async def _check_beside(self, history: History) -> None:
+        for recorded in history.possible:
+            self._findings.diverges(self._execution.compare_fingerprint(recorded))
+            stored = getattr(recorded.event, "stored_logits", None)
+            if stored is not None:
+                await self._check_blobs(recorded, stored.digest)
+            if isinstance(recorded.event, StateCreated):
+                await self._check_origin(recorded, recorded.event)
+
+    async def _check_blobs(self, recorded: Recorded, digest: str) -> None:
+        """Whether stored logits are those that the event names, or were all let go of."""
+        blobs = await self._log.logits(recorded.position)
+        if not blobs and recorded.position <= await self._log.released_until():
+            self.released += 1
+            return
+        large = sum(map(len, blobs)) > INLINE_BYTES
+        actual = await asyncio.to_thread(blobs_digest, blobs) if large else blobs_digest(blobs)
+        if actual != digest:
+            self._findings.diverges(divergence(recorded, "logits", digest, actual))
+
+    async def _check_origin(self, recorded: Recorded, created: StateCreated) -> None:
+        """A fork or a merge must begin with what its parents held."""
+        try:
+            named = parents_of(created.origin)
+            parents = [await self.courses.at(*parent) for parent in named]
+        except LogError:
+            return  # the parent's own check says so, or it was erased
+        self._findings.diverges(consistency.compare_origin(recorded, parents))
+
+    def _check_listed(self, history: History) -> None:
+        """The list of states must say of each what its events say."""
+        standing, first, last = history.standing, history.rows[0], history.rows[-1]
+        listed = standing.listed
+        if listed is None:
+            if standing.first == first.position:
+                expected, actual = "a state that has events", "not among the states"
+                self._findings.diverges(_of_state(first, "states", expected, actual))
+            return
+        if last.version != standing.version:
+            return  # newer events come
+        told = {
+            "version": standing.version,
+            "deleted": standing.type in ENDED,
+            "erased": standing.type == ERASED,
+        }
+        for name, expected_now in told.items():
+            if (found := getattr(listed, name)) != expected_now:
+                self._findings.diverges(_of_state(last, f"states.{name}", expected_now, found))
+
+
+def _of_state(row: Row, field: str, expected: object, actual: object) -> Divergence:
+    return Divergence(
+        position=row.position,
+        state_id=row.state_id,
+        version=None,
+        field=field,
+        expected=expected,
+        actual=actual,
+    )
+
+
+def _constraint(recorded: Recorded) -> Constraint | None:
+    event = recorded.event
+    if not isinstance(event, TokensGenerated | ContinuationsGenerated):
+        return None
+    return event.parameters.constraint

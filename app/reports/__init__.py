@@ -1,0 +1,1 @@
+"""What is found, as people and other programs read it."""

@@ -1,0 +1,169 @@
+"""Answering with a live feed: ``Accept: text/event-stream`` on a list of events."""
+
+import re
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Annotated, Any, Final
+
+import anyio
+from anyio.abc import TaskGroup
+from litestar import Litestar, MediaType, Request, Response
+from litestar.params import Parameter
+from litestar.response import Stream
+from litestar.response.base import ASGIResponse
+from litestar.response.streaming import ASGIStreamingResponse
+from litestar.types import Receive, Send
+
+from app import sse
+from app.problems import problem_of
+from app.service import Service
+from domain.errors import invalid
+from domain.ids import Position, StateId
+
+AnyRequest = Request[Any, Any, Any]
+Limit = Annotated[int | None, Parameter(ge=1, le=1000)]
+After = Annotated[str, Parameter(schema_extra={"pattern": r"^(head|\d{1,15})$"})]
+"""The event to begin after, or ``head``: the newest there is."""
+
+DEFAULT_LIMIT: Final = 100
+
+PATIENCE_S: Final = 60.0
+"""How long a reader may take nothing."""
+
+
+def is_wanted(request: AnyRequest) -> bool:
+    """Whether a client wants to follow events, rather than one page of them.
+
+    Raises:
+        InvalidInput: it does not, but resumes a feed.
+    """
+    kinds: list[str] = [MediaType.JSON, sse.MEDIA_TYPE]
+    if request.accept.best_match(kinds, MediaType.JSON) == sse.MEDIA_TYPE:
+        return True
+    if "last-event-id" in request.headers:
+        raise invalid("Last-Event-ID", f"resumes a feed: send it with Accept: {sse.MEDIA_TYPE}")
+    return False
+
+
+def number(after: str, newest: int) -> int:
+    """The position or version that ``after`` means.
+
+    Raises:
+        InvalidInput: it means none.
+    """
+    if after == "head":
+        return newest
+    if not re.fullmatch(r"\d{1,15}", after, re.ASCII):
+        raise invalid("after", "must be a whole number from 0 on, or head")
+    return int(after)
+
+
+async def respond(
+    service: Service,
+    request: AnyRequest,
+    after: Position,
+    *,
+    state_id: StateId | None = None,
+    **paging: int | None,
+) -> Response[Any]:
+    """The feed of a state or of the whole log, from the event after a position.
+
+    A ``Last-Event-ID`` stands over the position. 204, at which a client does not come back, if
+    nothing more can come.
+
+    Raises:
+        InvalidInput: a position that is not of this log, or parameters of a page.
+        QueueFull: too many streams are open.
+    """
+    for name, value in paging.items():
+        if value is not None:
+            raise invalid(name, "is for one page of events: a feed goes on")
+    resumed = _last_event_id(request)
+    field, after = ("after", after) if resumed is None else ("Last-Event-ID", resumed)
+    newest = (await service.log.head()).position
+    if after > newest:
+        raise invalid(field, f"must be at most {newest}, the newest position of this log")
+    if state_id is not None and await service.feeds.is_over(state_id, after):
+        return Response(None, status_code=204)
+    chunks = _counted(service, service.feeds.follow(after, state_id))
+    await anext(chunks)
+    return EventStream(chunks)
+
+
+def _last_event_id(request: AnyRequest) -> Position | None:
+    given = request.headers.get("last-event-id")
+    if not given:
+        return None
+    if not re.fullmatch(r"\d{1,15}", given, re.ASCII):
+        raise invalid("Last-Event-ID", "must be the id of an event of the feed, or empty")
+    return Position(int(given))
+
+
+async def _counted(
+    service: Service, chunks: AsyncGenerator[bytes, None]
+) -> AsyncGenerator[bytes, None]:
+    """Nothing, once there is a place among the streams; then the chunks, or the problem."""
+    async with service.streams.turn(object()), aclosing(chunks):
+        yield b""
+        try:
+            async for chunk in chunks:
+                yield chunk
+        except Exception as error:
+            yield sse.event("error", problem_of(error))
+
+
+class EventStream(Stream):
+    """A response of server-sent events, or of others, that waits for no reader for ever.
+
+    However it ends, ``chunks`` are closed then; a reader that takes nothing for ``PATIENCE_S`` is
+    let go of.
+    """
+
+    def __init__(
+        self,
+        chunks: AsyncGenerator[bytes, None],
+        *,
+        media_type: str = sse.MEDIA_TYPE,
+        headers: dict[str, str] = sse.HEADERS,
+    ) -> None:
+        super().__init__(chunks, media_type=media_type, headers=headers)
+        self._chunks = chunks
+
+    def to_asgi_response(
+        self, app: Litestar | None, request: Request[Any, Any, Any], **_: Any
+    ) -> ASGIResponse:
+        """What sends it."""
+        return _Sending(self._chunks, headers=self.headers, media_type=self.media_type)
+
+
+class _Sending(ASGIStreamingResponse):
+    def __init__(self, chunks: AsyncGenerator[bytes, None], **options: Any) -> None:
+        super().__init__(iterator=chunks, **options)
+        self._chunks = chunks
+
+    async def send_body(self, send: Send, receive: Receive) -> None:
+        """Send the chunks until they end, the client leaves, or it takes nothing any more."""
+        async with aclosing(self._chunks), anyio.create_task_group() as group:
+            group.start_soon(_until_left, receive, group)
+            if await self._send_all(send):
+                await _taken(send, b"", more=False)
+            group.cancel_scope.cancel()
+
+    async def _send_all(self, send: Send) -> bool:
+        async for chunk in self._chunks:
+            if not await _taken(send, chunk, more=True):
+                return False
+        return True
+
+
+async def _taken(send: Send, chunk: bytes, *, more: bool) -> bool:
+    """Whether the reader had room for this chunk in time."""
+    with anyio.move_on_after(PATIENCE_S) as patience:
+        await send({"type": "http.response.body", "body": chunk, "more_body": more})
+    return not patience.cancelled_caught
+
+
+async def _until_left(receive: Receive, group: TaskGroup) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    group.cancel_scope.cancel()

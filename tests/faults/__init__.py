@@ -1,0 +1,1 @@
+"""What disks, power supplies and clocks do to a log."""
