@@ -52,7 +52,7 @@ class Feeds:
     def __init__(self, log: EventLog) -> None:
         self._log = log
         self._stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._reading: dict[tuple[StateId | None, Position], asyncio.Future[_Page]] = {}
+        self._coming: dict[Position, asyncio.Future[_Page]] = {}
 
     def stop(self) -> None:
         """End every feed with the page that it is sending: clients come back by themselves."""
@@ -96,30 +96,31 @@ class Feeds:
         return newest is not None and newest.type in _ENDINGS
 
     async def _past(self, after: Position, state_id: StateId) -> _Page:
-        """What there is of a state after a position; nothing if the server stops."""
-        return () if self._stopped.done() else await asyncio.shield(self._page(after, state_id))
+        """What there is of a state after a position; nothing if the server stops.
+
+        Read anew for each reader: it must hold all that the head, read before, stands for.
+        """
+        return () if self._stopped.done() else await self._read(after, state_id)
 
     async def _next(self, after: Position, patience_s: float) -> _Page:
-        """What comes after a position; nothing if it takes too long, or the server stops."""
-        coming = self._page(after)
+        """What comes after a position; nothing if it takes too long, or the server stops.
+
+        Whoever waits at the same place gets the same page, and cannot cancel it.
+        """
+        if after not in self._coming:
+            self._coming[after] = asyncio.ensure_future(self._come(after))
+            self._coming[after].add_done_callback(lambda _: self._coming.pop(after))
+        coming = self._coming[after]
         await asyncio.wait(
             (coming, self._stopped), timeout=patience_s, return_when=asyncio.FIRST_COMPLETED
         )
         return coming.result() if coming.done() else ()
 
-    def _page(self, after: Position, state_id: StateId | None = None) -> asyncio.Future[_Page]:
-        """The page after a position, the same for all who are there; nobody may cancel it."""
-        place = (state_id, after)
-        if place not in self._reading:
-            reading = asyncio.ensure_future(self._read(after, state_id))
-            reading.add_done_callback(lambda _: self._reading.pop(place))
-            self._reading[place] = reading
-        return self._reading[place]
+    async def _come(self, after: Position) -> _Page:
+        await self._log.grown(after)
+        return await self._read(after)
 
-    async def _read(self, after: Position, state_id: StateId | None) -> _Page:
-        """That of the whole log once there is something on it; that of a state as it is."""
-        if state_id is None:
-            await self._log.grown(after)
+    async def _read(self, after: Position, state_id: StateId | None = None) -> _Page:
         rows = await self._log.page(
             after=after, limit=PAGE_EVENTS, max_bytes=PAGE_BYTES, state_id=state_id
         )
