@@ -19,8 +19,9 @@ from domain.baseline import Baseline, BaselineWriter
 from domain.config import StateConfig
 from domain.ids import MAX_SEED, StateId
 from domain.merkle import Checkpoint, origin
+from domain.models import LanguageModel
 from domain.packing import GZIP_BEGIN
-from domain.ports import LanguageModel, LogReader, Provenance, Signer
+from domain.ports import LogReader, Provenance, Signer
 from domain.report import Marks
 from domain.upkeep import Checked, Released, Statistics
 from infra.log import backup, keyring

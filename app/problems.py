@@ -13,7 +13,6 @@ from app.schemas import Problem
 from domain.errors import (
     BrokenExport,
     Conflict,
-    EventErased,
     InvalidInput,
     NotFound,
     PreconditionFailed,
@@ -23,6 +22,7 @@ from domain.errors import (
     TooLarge,
     Unavailable,
 )
+from domain.log_errors import EventErased
 
 MEDIA_TYPE: Final = "application/problem+json"
 STATUS: Final[dict[type[Refusal], int]] = {

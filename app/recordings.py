@@ -18,10 +18,12 @@ from app.operations.regress import Regressor, Request
 from app.reports import wording
 from app.settings import PREFIX, BadSetting, Settings, from_environment
 from domain.baseline import Baseline
-from domain.errors import EventErased, LogError, NotComparable, Refusal
+from domain.errors import NotComparable, Refusal
 from domain.events import decode
 from domain.ids import ModelId, StateId
-from domain.ports import LogReader, Models
+from domain.log_errors import EventErased, LogError
+from domain.models import Models
+from domain.ports import LogReader
 from domain.regress import Limits, StateRegression
 from domain.replay import occurrences, passages
 

@@ -10,9 +10,9 @@ from domain.config import ConfigChanges, Metadata, ModelType, StateConfig
 from domain.events import Alternative, FinishReason
 from domain.ids import ModelId, Position, StateId, TokenId, Version
 from domain.merkle import Consistency, Inclusion
+from domain.models import Numerics, Tier
 from domain.origin import ContinuationId, Origin
 from domain.plan import BeamWish, GenerationWish
-from domain.ports import Numerics, Tier
 
 Tokens = tuple[TokenId, ...]
 Count = Annotated[int, Meta(ge=1, le=128)]

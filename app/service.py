@@ -14,16 +14,12 @@ from app.jobs import Jobs
 from app.turns import Turns
 from domain import decide
 from domain.config import StateConfig
-from domain.errors import (
-    EventErased,
-    IdempotencyKeyReused,
-    StateNotFound,
-    VersionConflict,
-    VersionNotFound,
-)
+from domain.errors import IdempotencyKeyReused, StateNotFound, VersionConflict, VersionNotFound
 from domain.events import Recorded, decode
 from domain.ids import ModelId, Seed, StateId, Version
-from domain.ports import Append, EventLog, Idempotency, Models, Provenance, Signer
+from domain.log_errors import EventErased
+from domain.models import Models
+from domain.ports import Append, EventLog, Idempotency, Provenance, Signer
 from domain.report import Marks, Progress, Report
 from domain.state import Erased, Live, State, evolve, fold_rows
 from domain.work import BeamsFound

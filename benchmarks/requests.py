@@ -16,7 +16,7 @@ from benchmarks.measured import Measured, Ratio, percentile, seconds
 from benchmarks.served import Served
 from domain.config import GenerationParameters, SamplingParameters
 from domain.ids import TokenId
-from domain.ports import LanguageModel
+from domain.models import LanguageModel
 from domain.work import Drawing, GenerationRequest
 
 MODEL = "cacher-tiny"

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from msgspec import Struct, structs
 
-from domain.errors import ChainBroken
 from domain.ids import Position, StateId, Version
+from domain.log_errors import ChainBroken
 
 SEALED: Final = '{"sealed":'
 """What a sealed payload begins with: it is JSON as well, with the ciphertext in base64."""

@@ -40,10 +40,10 @@ PARENTS: Final = range(2, 65)
 """How many states are merged into one."""
 
 TextOf = Callable[[Sequence[TokenId], Sequence[TokenId]], Fragment]
-"""The text that tokens add after others: :meth:`domain.ports.LanguageModel.fragment`."""
+"""The text that tokens add after others: :meth:`domain.models.LanguageModel.fragment`."""
 
 Fulfils = Callable[[Constraint, Sequence[TokenId]], bool]
-""":meth:`domain.ports.LanguageModel.fulfils`."""
+""":meth:`domain.models.LanguageModel.fulfils`."""
 
 
 # where a state comes from

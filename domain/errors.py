@@ -9,7 +9,7 @@
      |   |- StateIsDeleted      existed; its events stay readable
      |   |- VersionNotFound     the state has no such version
      |   |- ModelNotFound       not a model that clients may name
- |   |- NoSigningKey        checkpoints are not signed here
+     |   |- NoSigningKey        checkpoints are not signed here
      |   `- ReplayNotFound      no such replay, or its report is kept no more
      |- StateIsErased           existed; what it held was destroyed
      |- Conflict
@@ -32,14 +32,6 @@
          `- LogAltered          its events are not those that its Merkle tree was made of
 
     NotComparable               nothing could be replayed, or not what a baseline is of
-
-    LogError                    the log itself is wrong; nobody's request is to blame
-     |- ChainBroken             a stored row does not match its hash
-     |- UnknownEvent            an event of a newer release, or not an event at all
-     |- EventErased             the event is sealed and its key was destroyed
-     |- SchemaTooNew            the database was written by a newer release
-     |- MigrationChanged        an applied migration's text is not what was applied
-     `- LogIsLocked             another process writes to this log
 """
 
 from typing import Any, ClassVar
@@ -367,43 +359,3 @@ class LogAltered(Unavailable):
 
 class NotComparable(Exception):
     """A replay and what it is to be held against do not fit, or there is nothing to replay."""
-
-
-class LogError(Exception):
-    """The log itself is wrong."""
-
-
-class ChainBroken(LogError):
-    """A stored row does not match its hash or its predecessor."""
-
-    def __init__(self, position: Position, message: str) -> None:
-        super().__init__(f"position {position}: {message}")
-        self.position = position
-
-
-class UnknownEvent(LogError):
-    """A stored event that this release cannot read."""
-
-    def __init__(self, position: Position, reason: str) -> None:
-        super().__init__(f"position {position}: {reason}")
-        self.position = position
-
-
-class EventErased(LogError):
-    """The event is sealed, and its key was destroyed or is not here."""
-
-    def __init__(self, position: Position) -> None:
-        super().__init__(f"position {position}: sealed, and there is no key to it")
-        self.position = position
-
-
-class SchemaTooNew(LogError):
-    """The database was written by a newer release."""
-
-
-class MigrationChanged(LogError):
-    """An applied migration is not the one this release carries."""
-
-
-class LogIsLocked(LogError):
-    """Another process writes to this log."""

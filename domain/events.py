@@ -24,8 +24,8 @@ from domain.config import (
     StateConfig,
     TopKLogits,
 )
-from domain.errors import EventErased, UnknownEvent
 from domain.ids import ModelId, Position, Seed, StateId, TokenId, Version
+from domain.log_errors import EventErased, UnknownEvent
 from domain.origin import Origin
 
 SCHEMA: Final = 3

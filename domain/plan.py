@@ -24,13 +24,7 @@ from domain.config import (
     StopTokenIds,
     TopLogprobs,
 )
-from domain.errors import (
-    FieldProblem,
-    FingerprintChanged,
-    InvalidInput,
-    VersionConflict,
-    invalid,
-)
+from domain.errors import FieldProblem, FingerprintChanged, InvalidInput, VersionConflict, invalid
 from domain.events import Recorded
 from domain.ids import Seed
 from domain.intents import GenerationStarted

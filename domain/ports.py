@@ -1,29 +1,21 @@
-"""What the application needs from the outside, as protocols; ``infra`` makes them real."""
+"""The event log as the application needs it, as protocols; ``infra`` makes them real."""
 
-from collections.abc import AsyncGenerator, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 from msgspec import Struct
 
 from domain.chain import Head, Row
-from domain.config import (
-    Constraint,
-    ModelType,
-)
-from domain.counters import CacheCounters as CacheCounters
-from domain.counters import Tier as Tier
 from domain.events import (
     Event,
-    Fragment,
     Recorded,
 )
 from domain.fingerprint import Fingerprint
-from domain.ids import ModelId, Position, StateId, TokenId, Version
+from domain.ids import ModelId, Position, StateId, Version
 from domain.intents import GenerationStarted
 from domain.merkle import Tile
 from domain.report import Standing
 from domain.transfer import Imported
-from domain.work import BeamRequest, BeamsFound, GenerationRequest, Scored, ScoreRequest, Step
 
 
 class Provenance(Struct, frozen=True, kw_only=True):
@@ -249,125 +241,3 @@ class Signer(Protocol):
 
     def sign(self, text: bytes) -> bytes:
         """The signature over a text, 64 bytes."""
-
-
-class ModelInfo(Struct, frozen=True, kw_only=True):
-    """What is known of a model without loading it."""
-
-    model_id: ModelId
-    description: str
-    model_type: ModelType | None
-    loaded: bool
-    embedded: bool
-
-
-class Numerics(Struct, frozen=True, kw_only=True):
-    """What a loaded model claims about its bits, and how they are made."""
-
-    deterministic: bool
-    fingerprint: str
-    strategy: str
-    dtype: str
-    quantum: int
-    query_tile: int
-    note: str | None
-
-
-class LanguageModel(Protocol):
-    """A loaded causal language model. All work runs on the engine's thread."""
-
-    model_id: ModelId
-    model_type: ModelType
-    revision: str | None
-    context_size: int
-    vocabulary_size: int
-    eos_token_ids: frozenset[TokenId]
-    max_beams: int
-    config: dict[str, Any]
-    numerics: Numerics
-    fingerprint: Fingerprint
-
-    async def encode(self, text: str, *, beginning: bool, room: int) -> tuple[TokenId, ...]:
-        """Tokens of a text; at the beginning with the special tokens the model expects.
-
-        Raises:
-            TooLarge: the text cannot be ``room`` tokens or fewer; found without encoding it.
-        """
-
-    def opening(self) -> tuple[TokenId, ...]:
-        """Tokens of a state that begins with nothing: BOS, or EOS where there is no BOS."""
-
-    def fragment(self, before: Sequence[TokenId], tokens: Sequence[TokenId]) -> Fragment:
-        """``tokens`` with the text each of them adds after ``before``."""
-
-    def generate(self, request: GenerationRequest) -> AsyncGenerator[Step, None]:
-        """Draw tokens one by one. Closing the iterator ends the work and frees its memory."""
-
-    async def search(self, request: BeamRequest) -> BeamsFound:
-        """Continue a text by beam search. Cancelling it ends the work and frees its memory."""
-
-    async def score(
-        self, requests: Sequence[ScoreRequest], *, private: bool = False
-    ) -> list[Scored]:
-        """Score texts at prefill speed, each as asked.
-
-        ``private`` uses no KV block that this call did not compute itself, and leaves none
-        behind; tokens that several of the texts begin with are computed once.
-        """
-
-    async def check_constraint(self, constraint: Constraint) -> None:
-        """Make sure that a text can be held to a constraint.
-
-        Raises:
-            InvalidInput: it is malformed, too large, or no text satisfies it; says where.
-        """
-
-    def fulfils(self, constraint: Constraint, tokens: Sequence[TokenId]) -> bool:
-        """Whether tokens satisfy a constraint that allows nothing after them."""
-
-    def tokens_hot(self, tokens: Sequence[TokenId]) -> int:
-        """How many leading tokens have their K/V in the cache."""
-
-    def tier(self, tokens: Sequence[TokenId]) -> Tier:
-        """The slowest memory that a hot token's K/V would come from."""
-
-    def counters(self) -> CacheCounters:
-        """Counters of the KV cache."""
-
-    async def forget(self) -> None:
-        """Drop every block of the cache that no running work holds."""
-
-
-class Models(Protocol):
-    """The models that may be named here."""
-
-    def known(self) -> list[ModelInfo]:
-        """Every model that clients may name (hub names allowed by ``*`` excepted)."""
-
-    def info(self, model_id: ModelId) -> ModelInfo:
-        """One of them.
-
-        Raises:
-            ModelNotFound: clients may not name it.
-        """
-
-    async def describe(self, model_id: ModelId) -> tuple[dict[str, Any], Numerics | None]:
-        """A model's ``config.json`` and, for one that is run here, its numerics; loads it.
-
-        Raises:
-            ModelNotFound, ModelUnavailable: as for :meth:`get`.
-        """
-
-    def counters(self) -> dict[ModelId, CacheCounters]:
-        """Counters of the KV cache of every loaded model."""
-
-    async def forget(self) -> None:
-        """Drop every block of every loaded model's KV cache that no running work holds."""
-
-    async def get(self, model_id: ModelId) -> LanguageModel:
-        """The model, loaded if it was not.
-
-        Raises:
-            ModelNotFound: clients may not name it.
-            ModelUnavailable: it cannot be loaded; says why and what would work.
-        """

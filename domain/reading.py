@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from domain.chain import Head, Row, blobs_digest, follow, genesis, row_hash
-from domain.errors import BrokenExport, ChainBroken, ExportTooNew, LogError, UnknownEvent
+from domain.errors import BrokenExport, ExportTooNew
 from domain.events import (
     SCHEMA,
     ContinuationsGenerated,
@@ -37,6 +37,7 @@ from domain.export import (
 )
 from domain.fingerprint import Fingerprint
 from domain.ids import Position, StateId, Version
+from domain.log_errors import ChainBroken, LogError, UnknownEvent
 from domain.merkle import TILE, Tree, from_note, includes, tile_hash
 from domain.origin import parents_of
 from domain.state import State, evolve

@@ -11,7 +11,6 @@ from typing import Final
 
 from msgspec import Struct
 
-from domain.errors import UnknownEvent
 from domain.events import (
     Beam,
     BeamsGenerated,
@@ -25,6 +24,7 @@ from domain.events import (
     TokensGenerated,
 )
 from domain.ids import Position, TokenId, Version
+from domain.log_errors import UnknownEvent
 from domain.search_tree import SearchTree
 from domain.state import Live, State, evolve
 from domain.work import Drawing, Redraw, ScoreRequest

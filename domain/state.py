@@ -8,7 +8,6 @@ from msgspec import Struct
 
 from domain.chain import Row
 from domain.config import Metadata, ModelType, StateConfig
-from domain.errors import UnknownEvent
 from domain.events import (
     ERASED,
     BeamsGenerated,
@@ -27,6 +26,7 @@ from domain.events import (
     decode,
 )
 from domain.ids import ModelId, StateId, Version
+from domain.log_errors import UnknownEvent
 from domain.origin import Origin
 from domain.transfer import happened_at
 

@@ -7,9 +7,9 @@ from msgspec import Meta, Struct
 
 from domain.canonical import as_json
 from domain.chain import Row
-from domain.errors import EventErased, UnknownEvent
 from domain.fingerprint import Fingerprint
 from domain.ids import Position
+from domain.log_errors import EventErased, UnknownEvent
 
 Hash = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 """SHA-256 in hexadecimal."""

@@ -10,7 +10,7 @@ from rich.progress import Progress
 
 from app import bootstrap
 from app.cli.common import DIVERGENT, database_option, fail, settings_of
-from domain.errors import LogError
+from domain.log_errors import LogError
 
 _NO_KEYS: Final = (
     "note: what states of this erasable log hold can be read with its keys alone; they are in a"

@@ -13,7 +13,8 @@ from app import bootstrap
 from app.cli.common import database_option, fail, settings_of
 from app.operations.proofs import Proofs, note
 from app.settings import Settings
-from domain.errors import LogError, Refusal
+from domain.errors import Refusal
+from domain.log_errors import LogError
 from domain.upkeep import Statistics
 
 

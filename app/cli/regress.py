@@ -17,8 +17,9 @@ from app.cli.common import DIVERGENT, FINE, fail, settings_of
 from app.operations.regress import Regressor, Request
 from app.reports import regression as reports
 from app.settings import BadSetting, Settings
-from domain.errors import LogError, NotComparable, Refusal
+from domain.errors import NotComparable, Refusal
 from domain.ids import StateId
+from domain.log_errors import LogError
 from domain.regress import Limits, Regression
 
 WIDE: Final = 132

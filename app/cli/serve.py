@@ -8,7 +8,7 @@ import uvicorn
 from app import bootstrap
 from app.cli.common import database_option, fail, model_option, settings_of
 from app.main import create_app
-from domain.errors import LogError
+from domain.log_errors import LogError
 
 
 @click.command()

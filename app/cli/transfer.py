@@ -17,8 +17,9 @@ from app.operations.offline import check as check_export
 from app.operations.transfer import Export
 from app.operations.verify import remembered_head
 from app.settings import BadSetting, Settings
-from domain.errors import BrokenExport, ExportTooNew, LogError, Refusal
+from domain.errors import BrokenExport, ExportTooNew, Refusal
 from domain.ids import StateId
+from domain.log_errors import LogError
 from domain.merkle import Consistency
 from domain.packing import unpacked_lines
 from domain.reading import Reading

@@ -24,8 +24,9 @@ from app.operations.verify import Request, Verifier, remembered_head
 from app.reports.junit import in_words, junit
 from app.settings import Settings
 from domain.chain import Head
-from domain.errors import LogError, Refusal
+from domain.errors import Refusal
 from domain.ids import Position, StateId
+from domain.log_errors import LogError
 from domain.report import Progress, Report
 
 _POSITION = click.IntRange(0, 2**53 - 1)

@@ -9,7 +9,7 @@ from app.service import Service
 from domain.diff import Diff, Likeliest, NextToken, diff, places
 from domain.errors import ModelUnavailable, NotFound
 from domain.ids import StateId, TokenId, Version
-from domain.ports import LanguageModel
+from domain.models import LanguageModel
 from domain.state import Live
 from domain.work import Comparison, Reference, Scored, ScoreRequest
 

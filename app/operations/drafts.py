@@ -16,8 +16,9 @@ from domain.events import (
     TokensGenerated,
 )
 from domain.ids import TokenId
+from domain.models import LanguageModel
 from domain.plan import GenerationPlan
-from domain.ports import Append, LanguageModel
+from domain.ports import Append
 from domain.state import Live, apply
 from domain.work import Drawing, GenerationRequest, Step
 

@@ -6,12 +6,7 @@ from collections.abc import Sequence
 import msgspec
 
 from app.service import Call, Service
-from domain.errors import (
-    HasDescendants,
-    NotErasable,
-    PreconditionFailed,
-    StateIsErased,
-)
+from domain.errors import HasDescendants, NotErasable, PreconditionFailed, StateIsErased
 from domain.events import Recorded
 from domain.ids import StateId
 from domain.state import Erased

@@ -13,7 +13,8 @@ from domain.errors import InvalidInput
 from domain.events import Alternative, Recorded
 from domain.fingerprint import Fingerprint
 from domain.ids import ModelId, Position, TokenId
-from domain.ports import LanguageModel, LogReader
+from domain.models import LanguageModel
+from domain.ports import LogReader
 from domain.replay import Passage
 from domain.report import Differences, Divergence, divergence
 from domain.work import Drawing, Redraw, Scored, ScoreRequest

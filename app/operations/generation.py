@@ -17,8 +17,9 @@ from domain.errors import NothingToResume
 from domain.events import ContinuationsGenerated, Recorded, TokensGenerated
 from domain.ids import Seed, StateId, Version
 from domain.intents import GenerationStarted
+from domain.models import LanguageModel
 from domain.plan import GenerationPlan, GenerationWish
-from domain.ports import LanguageModel, Provenance
+from domain.ports import Provenance
 from domain.state import Live
 from domain.work import Step
 

@@ -17,7 +17,8 @@ from domain.baseline import Baseline, BaselineWriter
 from domain.errors import NotComparable, Refusal
 from domain.events import Alternative
 from domain.ids import ModelId, StateId, TokenId
-from domain.ports import LanguageModel, LogReader, Models
+from domain.models import LanguageModel, Models
+from domain.ports import LogReader
 from domain.regress import Limits, Place, Regression, StateRegression, Strip, Tally
 from domain.work import RowKind, Scored
 

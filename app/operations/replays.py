@@ -7,19 +7,14 @@ from msgspec import Struct
 
 from domain.baseline import Baseline, Covered
 from domain.chain import Row, blobs_digest, row_hash
-from domain.errors import (
-    ChainBroken,
-    EventErased,
-    ModelUnavailable,
-    NotComparable,
-    NotFound,
-    StateNotFound,
-)
+from domain.errors import ModelUnavailable, NotComparable, NotFound, StateNotFound
 from domain.events import Recorded, StateCreated, decode
 from domain.fingerprint import Fingerprint
 from domain.form import compare_form
 from domain.ids import ModelId, Position, StateId
-from domain.ports import LanguageModel, LogReader, Models
+from domain.log_errors import ChainBroken, EventErased
+from domain.models import LanguageModel, Models
+from domain.ports import LogReader
 from domain.replay import Passage, occurrences, passages
 from domain.teacher_forcing import Before, before_in_log
 from domain.transfer import identity

@@ -13,8 +13,9 @@ from domain.errors import TooLarge, invalid
 from domain.events import Event, Recorded, StateCreated
 from domain.fingerprint import Fingerprint
 from domain.ids import ModelId, StateId, TokenId, Version
+from domain.models import LanguageModel
 from domain.origin import ContinuationId
-from domain.ports import Append, LanguageModel
+from domain.ports import Append
 from domain.state import Live, apply
 from domain.work import ScoreRequest
 

@@ -17,7 +17,6 @@ from domain.errors import (
     StateExists,
     StateIsErased,
     StateNotFound,
-    UnknownEvent,
     VersionConflict,
     VersionNotFound,
 )
@@ -42,6 +41,7 @@ from domain.export import (
     write_line,
 )
 from domain.ids import Position, StateId, Version
+from domain.log_errors import UnknownEvent
 from domain.merkle import Inclusion
 from domain.origin import parents_of
 from domain.packing import Packer, unpacked_lines

@@ -20,10 +20,12 @@ from app.operations.verify_chain import Chain
 from app.operations.verify_states import History, Seen, States
 from domain import compare
 from domain.chain import Head, legible_row
-from domain.errors import LogError, ModelUnavailable, NotFound, StateNotFound
+from domain.errors import ModelUnavailable, NotFound, StateNotFound
 from domain.events import Alternative, Recorded
 from domain.ids import Position, StateId, TokenId, Version
-from domain.ports import LanguageModel, LogReader, Models
+from domain.log_errors import LogError
+from domain.models import LanguageModel, Models
+from domain.ports import LogReader
 from domain.report import Differences, Divergence, Mark, Marks, Progress, Range, Report
 from domain.state import Live
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from app.operations.findings import Findings
 from domain.chain import Head, Row, follow, legible_row, row_hash
-from domain.errors import ChainBroken, EventErased, LogError
 from domain.ids import Position
+from domain.log_errors import ChainBroken, EventErased, LogError
 from domain.merkle import TILE, Tile, tile
 from domain.report import Divergence
 from domain.transfer import original_row, source_in

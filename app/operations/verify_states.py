@@ -14,7 +14,7 @@ from app.operations.verify_chain import broken, compare_source
 from domain import consistency
 from domain.chain import Row, blobs_digest
 from domain.config import Constraint
-from domain.errors import EventErased, InvalidInput, LogError, ModelUnavailable, NotFound
+from domain.errors import InvalidInput, ModelUnavailable, NotFound
 from domain.events import (
     ContextSlid,
     ContinuationsGenerated,
@@ -28,8 +28,10 @@ from domain.events import (
 )
 from domain.form import compare_form
 from domain.ids import ModelId, Position, StateId, Version
+from domain.log_errors import EventErased, LogError
+from domain.models import LanguageModel, Models
 from domain.origin import parents_of
-from domain.ports import LanguageModel, LogReader, Models
+from domain.ports import LogReader
 from domain.replay import BEGINNING, Course, Occurrence, Passage, passages
 from domain.report import Divergence, Standing, divergence
 from domain.state import Deleted, Live

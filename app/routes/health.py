@@ -8,7 +8,7 @@ from litestar import MediaType, Router, get
 
 from app.schemas import Health
 from app.service import Service
-from domain.ports import CacheCounters
+from domain.models import CacheCounters
 
 _VERSION = version("cacher-api3")
 _Counted = tuple[str, Callable[[CacheCounters], int]]

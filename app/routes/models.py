@@ -6,7 +6,7 @@ from app.routes.handlers import reading
 from app.schemas import ModelView
 from app.service import Service
 from domain.ids import ModelId
-from domain.ports import ModelInfo
+from domain.models import ModelInfo
 
 
 @reading("/models")

@@ -1,4 +1,4 @@
-"""A loaded model as the application sees it: :class:`domain.ports.LanguageModel`."""
+"""A loaded model as the application sees it: :class:`domain.models.LanguageModel`."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ from domain.errors import ModelUnavailable, TooLarge
 from domain.events import Fragment
 from domain.fingerprint import Fingerprint
 from domain.ids import ModelId, TokenId
-from domain.ports import CacheCounters, Numerics, Tier
+from domain.models import CacheCounters, Numerics, Tier
 from domain.work import BeamRequest, BeamsFound, GenerationRequest, Scored, ScoreRequest, Step
 from infra.engine.blocks import BLOCK_TOKENS, BlockPool, block_keys, blocks_for
 from infra.engine.constraints import Constraints, Language

@@ -15,8 +15,8 @@ from typing import Final
 from msgspec import structs
 
 from domain.chain import Head, Row, follow, genesis
-from domain.errors import ChainBroken, LogError
 from domain.ids import StateId
+from domain.log_errors import ChainBroken, LogError
 from domain.upkeep import Checked
 from infra.log import queries
 from infra.log.batch import as_row

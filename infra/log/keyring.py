@@ -18,8 +18,8 @@ from typing import Final, Self
 from urllib.parse import quote
 
 from domain.canonical import as_json
-from domain.errors import LogError
 from domain.ids import StateId
+from domain.log_errors import LogError
 from infra.log import queries
 
 KEY_BYTES: Final = 32

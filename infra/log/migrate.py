@@ -15,7 +15,7 @@ from typing import Final
 from filelock import BaseFileLock, FileLock, Timeout
 from msgspec import Struct
 
-from domain.errors import LogError, LogIsLocked, MigrationChanged, SchemaTooNew
+from domain.log_errors import LogError, LogIsLocked, MigrationChanged, SchemaTooNew
 
 _CREATE_TABLE: Final = """
 CREATE TABLE IF NOT EXISTS schema_migrations (

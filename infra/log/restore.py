@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from domain.chain import Head, Row
-from domain.errors import LogError
+from domain.log_errors import LogError
 from domain.reading import Admitted, Reading
 from infra.log import queries
 from infra.log.batch import project

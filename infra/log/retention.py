@@ -14,7 +14,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from domain.errors import LogError
+from domain.log_errors import LogError
 from domain.upkeep import Released
 from infra.log import queries
 from infra.log.migrate import check_current, lock

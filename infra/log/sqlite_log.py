@@ -9,10 +9,11 @@ from typing import Final, Self
 
 import msgspec
 
-from domain.errors import IdempotencyKeyReused, LogError, NotErasable
+from domain.errors import IdempotencyKeyReused, NotErasable
 from domain.events import Recorded, decode
 from domain.ids import Position, StateId
 from domain.intents import GenerationStarted
+from domain.log_errors import LogError
 from domain.ports import Append, Idempotency, Provenance, Remembered
 from domain.transfer import Imported
 from infra.log import queries

@@ -13,9 +13,10 @@ import aiosqlite
 
 from domain.canonical import as_json
 from domain.chain import Head, Row, genesis, legible
-from domain.errors import LogError, LogUnavailable
+from domain.errors import LogUnavailable
 from domain.fingerprint import Fingerprint
 from domain.ids import ModelId, Position, StateId, Version
+from domain.log_errors import LogError
 from domain.merkle import TILE, Tile
 from domain.ports import StatePage
 from domain.report import Listed, Standing
@@ -149,13 +150,14 @@ class SqliteReader:
         At most ``limit``, and hardly more of them than have ``max_bytes`` of payload together;
         none only if there are none.
         """
+        bound: tuple[object, ...]
         if state_id is None:
-            sql, parameters = queries.ROWS, (after, _LAST, limit)
+            sql, bound = queries.ROWS, (after, _LAST, limit)
         else:
-            sql, parameters = queries.STATE_PAGE, (state_id, after, limit)
+            sql, bound = queries.STATE_PAGE, (state_id, after, limit)
         rows: list[Row] = []
         size = 0
-        async with self._connection() as connection, connection.execute(sql, parameters) as cursor:
+        async with self._connection() as connection, connection.execute(sql, bound) as cursor:
             while size < max_bytes and (found := await cursor.fetchmany(_AT_ONCE)):
                 more = [as_row(columns) for columns in found]
                 size += sum(len(row.payload) for row in more)
@@ -177,7 +179,9 @@ class SqliteReader:
     async def fingerprint(self, fingerprint_id: str) -> Fingerprint | None:
         """A fingerprint that some event refers to."""
         for name, document, deterministic in await self._fetch(queries.FINGERPRINT, fingerprint_id):
-            return Fingerprint(id=name, document=legible(document), deterministic=bool(deterministic))
+            return Fingerprint(
+                id=name, document=legible(document), deterministic=bool(deterministic)
+            )
         return None
 
     async def live_states(

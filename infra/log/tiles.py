@@ -6,8 +6,8 @@ from pathlib import Path
 
 import msgspec
 
-from domain.errors import LogError
 from domain.ids import Position
+from domain.log_errors import LogError
 from domain.merkle import TILE, tile
 from infra.log import queries
 

@@ -12,8 +12,8 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
 
-from domain.errors import LogError
 from domain.ids import Position
+from domain.log_errors import LogError
 from infra.log import queries
 
 

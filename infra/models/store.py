@@ -1,4 +1,4 @@
-"""The models that may be named here, loaded on first use: :class:`domain.ports.Models`."""
+"""The models that may be named here, loaded on first use: :class:`domain.models.Models`."""
 
 import asyncio
 import functools
@@ -9,7 +9,7 @@ from typing import Any
 
 from domain.errors import QueueFull
 from domain.ids import ModelId
-from domain.ports import CacheCounters, LanguageModel, ModelInfo, Numerics
+from domain.models import CacheCounters, LanguageModel, ModelInfo, Numerics
 from infra.models.catalogue import Catalogue, Source
 from infra.models.config_file import is_classifier, read_config
 

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain.chain import COLUMNS, Head, Row, blobs_digest, follow, genesis, row_hash
-from domain.errors import ChainBroken
 from domain.events import Recorded
 from domain.ids import Position, StateId, Version
+from domain.log_errors import ChainBroken
 from tests.builders import histories
 
 GENESIS = genesis("a log")

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from domain.canonical import as_json
 from domain.chain import COLUMNS, SEALED, Head, Row, follow, genesis, row_hash
-from domain.errors import EventErased, UnknownEvent
 from domain.events import (
     SCHEMA,
     ContinuationsGenerated,
@@ -30,6 +29,7 @@ from domain.events import (
 from domain.fingerprint import Fingerprint
 from domain.ids import Position
 from domain.intents import GenerationStarted
+from domain.log_errors import EventErased, UnknownEvent
 from domain.origin import Origin
 from domain.state import Deleted, Erased, Live, State, fold
 from domain.transfer import source_in

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain.config import ConfigChanges, Constraint
-from domain.errors import UnknownEvent
 from domain.events import (
     BeamsGenerated,
     BeamStep,
@@ -24,6 +23,7 @@ from domain.events import (
     TokensGenerated,
 )
 from domain.ids import Position, TokenId, Version
+from domain.log_errors import UnknownEvent
 from domain.origin import Fork
 from domain.replay import (
     BEGINNING,

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from domain.chain import SEALED, Row
 from domain.config import BeamParameters, ConfigChanges, LogitsParameters
-from domain.errors import EventErased, UnknownEvent
 from domain.events import (
     BeamsGenerated,
     ConfigChanged,
@@ -21,6 +20,7 @@ from domain.events import (
     StateErased,
     encode,
 )
+from domain.log_errors import EventErased, UnknownEvent
 from domain.state import (
     CannotFollow,
     Deleted,

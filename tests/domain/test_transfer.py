@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from domain.chain import Row, row_hash
-from domain.errors import BrokenExport, ExportTooNew, TooLarge, UnknownEvent
+from domain.errors import BrokenExport, ExportTooNew, TooLarge
 from domain.events import SCHEMA, Recorded, StateErased, decode
 from domain.export import FORMAT, EventLine, FingerprintLine, Line, StateAt
 from domain.ids import Position, StateId, Version
+from domain.log_errors import UnknownEvent
 from domain.merkle import to_note
 from domain.packing import GZIP_BEGIN, Packer, unpacked_lines
 from domain.reading import Reading

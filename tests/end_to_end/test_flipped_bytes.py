@@ -19,7 +19,7 @@ from app.settings import Settings
 from domain.chain import COLUMNS
 from domain.ids import StateId
 from domain.merkle import TILE
-from domain.ports import Models
+from domain.models import Models
 from domain.report import Report
 from infra.log.sqlite_log import SqliteLog
 from infra.log.sqlite_reader import SqliteReader

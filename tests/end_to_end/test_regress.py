@@ -26,9 +26,10 @@ from app.operations.verify import Request as VerifyRequest
 from app.operations.verify import Verifier
 from app.settings import Settings
 from domain.chain import Head
-from domain.errors import ChainBroken, NotComparable, StateNotFound
+from domain.errors import NotComparable, StateNotFound
 from domain.ids import ModelId, Position, StateId
-from domain.ports import Models
+from domain.log_errors import ChainBroken
+from domain.models import Models
 from domain.regress import Limits, Regression, Summary
 from domain.teacher_forcing import Before
 from infra.log.sqlite_reader import SqliteReader

@@ -24,8 +24,8 @@ from domain.chain import Head
 from domain.config import ConfigChanges
 from domain.events import Event, decode
 from domain.ids import Position, StateId, TokenId, Version
+from domain.models import Models
 from domain.plan import GenerationWish
-from domain.ports import Models
 from domain.report import Divergence, Report
 from domain.state import Live, fold
 from domain.work import ScoreRequest

@@ -23,7 +23,8 @@ from domain.errors import StateNotFound
 from domain.events import ConfigChanged
 from domain.ids import ModelId, Position, StateId, Version
 from domain.merkle import TILE
-from domain.ports import Append, Models
+from domain.models import Models
+from domain.ports import Append
 from domain.report import Mark, Marks, Progress, Report
 from domain.transfer import source_of
 from infra.log.batch import as_row

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 import pytest
 
 from domain.chain import Row
-from domain.errors import LogError
+from domain.log_errors import LogError
 from infra.log.sqlite_log import SqliteLog
 from infra.log.sqlite_reader import SqliteReader
 from tests.faults.histories import ROUNDS, check_calls, checkpoint_every, record, rows_of

@@ -18,8 +18,9 @@ from typing import Final
 import pytest
 
 from domain.chain import Head, Row
-from domain.errors import LogError, LogUnavailable
+from domain.errors import LogUnavailable
 from domain.events import Recorded
+from domain.log_errors import LogError
 from infra.log.sqlite_log import SqliteLog
 from tests.faults.failing import FAILURES, FailingDisk
 from tests.faults.histories import ROUNDS, check_calls, checkpoint_every, record, rows_of

@@ -10,8 +10,9 @@ from typing import Final, NamedTuple
 import pytest
 
 from domain.chain import Row
-from domain.errors import LogError, LogUnavailable
+from domain.errors import LogUnavailable
 from domain.events import Recorded
+from domain.log_errors import LogError
 from infra.log.sqlite_log import SqliteLog
 from tests.builders import append, created, idempotency, provenance
 from tests.faults.histories import check_calls, checkpoint_every, record, rows_of

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from domain.errors import LogError, LogIsLocked
+from domain.log_errors import LogError, LogIsLocked
 from infra.log import backup
 from infra.log.backup import back_up, check
 from infra.log.sqlite_log import SqliteLog

@@ -16,7 +16,6 @@ import pytest
 from app.operations.proofs import Proofs
 from domain.chain import follow
 from domain.errors import (
-    EventErased,
     HasDescendants,
     IdempotencyKeyReused,
     LogUnavailable,
@@ -27,6 +26,7 @@ from domain.errors import (
 )
 from domain.events import Event, StateDeleted, StateErased, decode
 from domain.ids import StateId, Version
+from domain.log_errors import EventErased
 from domain.origin import Fork, Merge, Parent
 from domain.ports import LogReader
 from domain.state import Erased, fold_rows

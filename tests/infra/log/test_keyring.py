@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from domain.errors import LogError
 from domain.ids import StateId
+from domain.log_errors import LogError
 from infra.log.keyring import KEY_BYTES, Keyring, key_file, prepare
 from infra.log.migrate import migrate
 from infra.log.sqlite_log import SqliteLog

@@ -9,9 +9,10 @@ import pytest
 
 from domain.chain import Row, follow
 from domain.config import ConfigChanges
-from domain.errors import IdempotencyKeyReused, UnknownEvent, VersionConflict
+from domain.errors import IdempotencyKeyReused, VersionConflict
 from domain.events import ConfigChanged, HeadRewound, StateDeleted, decode
 from domain.ids import ModelId, Position
+from domain.log_errors import UnknownEvent
 from domain.ports import EventLog, Remembered, StatePage
 from domain.state import Live, fold
 from infra.log.sqlite_log import SqliteLog

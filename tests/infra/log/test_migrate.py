@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from domain.errors import LogError, MigrationChanged, SchemaTooNew
+from domain.log_errors import LogError, MigrationChanged, SchemaTooNew
 from infra.log.migrate import Migration, SchemaTooOld, apply, carried, migrate
 from infra.log.sqlite_log import SqliteLog
 from infra.log.sqlite_reader import SqliteReader

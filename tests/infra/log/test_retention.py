@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from domain.chain import follow
-from domain.errors import LogError, LogIsLocked
+from domain.log_errors import LogError, LogIsLocked
 from domain.ports import LogReader
 from infra.log import retention
 from infra.log.backup import check

@@ -17,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain.chain import Head, Row, follow, row_hash
-from domain.errors import EventErased, IdempotencyKeyReused, LogUnavailable, VersionConflict
+from domain.errors import IdempotencyKeyReused, LogUnavailable, VersionConflict
 from domain.events import decode, encode
+from domain.log_errors import EventErased
 from domain.ports import LogReader
 from infra.log import sealing
 from infra.log.keyring import KEY_BYTES, Keyring, key_file

@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from domain.chain import follow
-from domain.errors import LogError, LogIsLocked, LogUnavailable, QueueFull, VersionConflict
+from domain.errors import LogUnavailable, QueueFull, VersionConflict
+from domain.log_errors import LogError, LogIsLocked
 from domain.ports import EventLog, LogReader, Provenance
 from infra.log import queries, writer
 from infra.log.batch import Job, Outcome, write_batch

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from domain.errors import LogError
 from domain.events import StateDeleted
+from domain.log_errors import LogError
 from infra.log import statistics as module
 from infra.log.migrate import carried, migrate
 from infra.log.retention import Retention

@@ -10,7 +10,7 @@ import pytest
 
 from domain.errors import InvalidInput, ModelNotFound, ModelUnavailable
 from domain.ids import ModelId
-from domain.ports import ModelInfo
+from domain.models import ModelInfo
 from infra.engine.loading import Loading
 from infra.models.catalogue import Catalogue
 from infra.models.store import ModelStore
