@@ -12,13 +12,13 @@ from msgspec import Struct
 from app.feed import Feeds
 from app.jobs import Jobs
 from app.turns import Turns
-from domain import decide
+from domain import decide, plan
 from domain.config import StateConfig
 from domain.errors import IdempotencyKeyReused, StateNotFound, VersionConflict, VersionNotFound
 from domain.events import Recorded, decode
 from domain.ids import ModelId, Seed, StateId, Version
 from domain.log_errors import EventErased
-from domain.models import Models
+from domain.models import LanguageModel, Models
 from domain.ports import Append, EventLog, Idempotency, Provenance, Signer
 from domain.report import Marks, Progress, Report
 from domain.state import Erased, Live, State, evolve, fold_rows
@@ -130,6 +130,17 @@ class Service:
         if version is None or isinstance(current, Erased):
             return decide.live(current, state_id)
         return decide.live(await self.state(state_id, version), state_id)
+
+    async def model(self, state: Live) -> LanguageModel:
+        """The model of a state, which can be asked about all that the state holds.
+
+        Raises:
+            ModelNotFound, ModelUnavailable: it cannot be had.
+            NotRunnable: it is another one than the state is of.
+        """
+        model = await self.models.get(state.model_id)
+        plan.check_runnable(state, model.vocabulary_size, model.context_size)
+        return model
 
     async def event(self, state_id: StateId, version: Version) -> Recorded:
         """The event that led to a version."""

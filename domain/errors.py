@@ -18,6 +18,7 @@
      |   |- NothingToResume     no stream was begun by this request
      |   |- NotAPrefix          the tokens of that version do not begin the state's tokens
      |   |- IdempotencyKeyReused  the key was used for another request
+     |   |- NotRunnable         an imported state is of another model of this name
      |   |- StateExists         a state to import is there already
      |   |- HasDescendants      other states hold what is to be erased
      |   `- NotErasable         the log was not created erasable
@@ -243,6 +244,20 @@ class IdempotencyKeyReused(Conflict):
         super().__init__(
             f"Idempotency-Key {key!r} was used for a request with another body; use a fresh key",
             idempotency_key=key,
+        )
+
+
+class NotRunnable(Conflict):
+    """The state holds what the model of this name here cannot be asked about."""
+
+    slug = "not-runnable"
+
+    def __init__(self, state_id: StateId, model_id: ModelId, reason: str) -> None:
+        super().__init__(
+            f"state {state_id!r} cannot be run by the model {model_id!r} of this server: {reason};"
+            " it was imported from one where that name means another model",
+            state_id=state_id,
+            model_id=model_id,
         )
 
 

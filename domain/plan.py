@@ -24,7 +24,14 @@ from domain.config import (
     StopTokenIds,
     TopLogprobs,
 )
-from domain.errors import FieldProblem, FingerprintChanged, InvalidInput, VersionConflict, invalid
+from domain.errors import (
+    FieldProblem,
+    FingerprintChanged,
+    InvalidInput,
+    NotRunnable,
+    VersionConflict,
+    invalid,
+)
 from domain.events import Recorded
 from domain.ids import Seed
 from domain.intents import GenerationStarted
@@ -195,6 +202,24 @@ def _check_beams(config: StateConfig, wish: BeamWish, max_beams: int) -> None:
     problems = [FieldProblem(field, rule) for field, (holds, rule) in rules.items() if not holds]
     if problems:
         raise InvalidInput(*problems)
+
+
+def check_runnable(state: Live, vocabulary_size: int, model_context: int) -> None:
+    """Refuse a state that another model made: one that was imported need not be of the model here.
+
+    Raises:
+        NotRunnable: it holds tokens that the model does not have, or may hold too many.
+    """
+    tokens = state.content.tokens
+    if not 0 <= min(tokens) <= max(tokens) < vocabulary_size:
+        reason = f"it holds tokens beyond 0 to {vocabulary_size - 1}"
+    elif state.config.context_size > model_context:
+        reason = (
+            f"its context_size is {state.config.context_size}, that of the model {model_context}"
+        )
+    else:
+        return
+    raise NotRunnable(state.state_id, state.model_id, reason)
 
 
 def check_tokens(wish: LogitsChanges, size: int, prefix: str = "") -> None:

@@ -67,11 +67,13 @@ class StatePage(Struct, frozen=True):
 class LogReader(Protocol):
     """Reads of the log. Nothing here waits for a writer.
 
-    ``log_id`` names the log; what states of an ``erasable`` one hold is sealed.
+    ``log_id`` names the log; what states of an ``erasable`` one hold is sealed, and can be read
+    where it ``has_keys``.
     """
 
     log_id: str
     erasable: bool
+    has_keys: bool
 
     async def head(self) -> Head:
         """The newest position and hash (the genesis head of an empty log)."""

@@ -29,7 +29,7 @@ async def search(
             return remembered
         state = await service.live(state_id)
         decide.check_precondition(state, call.if_match)
-        model = await service.models.get(state.model_id)
+        model = await service.model(state)
         plan.check_tokens(wish, model.vocabulary_size)
         parameters = plan.plan_beams(state, wish, model.max_beams)
         if not state.room:

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from app.service import Service
 from domain.diff import Diff, Likeliest, NextToken, diff, places
-from domain.errors import ModelUnavailable, NotFound
+from domain.errors import ModelUnavailable, NotFound, NotRunnable
 from domain.ids import StateId, TokenId, Version
 from domain.models import LanguageModel
 from domain.state import Live
@@ -40,8 +40,8 @@ async def compare(
     if not here[:limit]:
         return replace(found, kl=())
     try:
-        models = await service.models.get(a.model_id), await service.models.get(b.model_id)
-    except (ModelUnavailable, NotFound) as error:
+        models = await service.model(a), await service.model(b)
+    except (ModelUnavailable, NotFound, NotRunnable) as error:
         return replace(found, note=str(error))
     if not _speak_alike(*models):
         return replace(found, note="the models have different vocabularies")

@@ -203,7 +203,7 @@ async def _open(
     state = await service.live(wish.state_id)
     if not earlier:
         decide.check_precondition(state, call.if_match)
-    model = await service.models.get(state.model_id)
+    model = await service.model(state)
     if earlier:
         plan.check_resumable(earlier[-1], state, model.fingerprint.id)
         event = earlier[-1].event

@@ -43,7 +43,7 @@ async def create(
     async with service.answering(call) as remembered:
         if remembered:
             return remembered
-        _check_metadata(metadata)
+        check_metadata(metadata)
         model = await service.models.get(model_id)
         _check_ids(changes, model)
         config = changes.apply(_clamped(service, model))
@@ -73,7 +73,12 @@ def _check_ids(changes: ConfigChanges, model: LanguageModel) -> None:
     plan.check_tokens(changes, model.vocabulary_size, "config.")
 
 
-def _check_metadata(metadata: Metadata) -> None:
+def check_metadata(metadata: Metadata) -> None:
+    """Refuse metadata that is nested too deep or too large.
+
+    Raises:
+        InvalidInput: says what is allowed.
+    """
     if not _nests_at_most(metadata, MAX_METADATA_DEPTH):
         raise invalid("metadata", f"must be nested at most {MAX_METADATA_DEPTH} levels deep")
     if len(msgspec.json.encode(metadata)) > MAX_METADATA_BYTES:
@@ -131,7 +136,7 @@ async def forward(
         if remembered:
             return remembered
         state = await _current(service, call, state_id)
-        model = await service.models.get(state.model_id)
+        model = await service.model(state)
         tokens = await _tokens(model, content, beginning=False, room=decide.room(state))
         if not tokens:
             raise invalid("text", "has no tokens in this model's vocabulary")
@@ -154,7 +159,7 @@ async def change_config(
         if remembered:
             return remembered
         state = await _current(service, call, state_id)
-        model = await service.models.get(state.model_id)
+        model = await service.model(state)
         _check_ids(changes, model)
         event = decide.change_config(state, changes, model.context_size)
         return await service.append(call, [_next(state, event)])
@@ -208,10 +213,10 @@ async def fork(
                 raise invalid("continuation", "must not be given together with position or version")
             version = continuation.version
         parent = await service.live(state_id, version)
-        model = await service.models.get(parent.model_id)
+        model = await service.model(parent)
         _check_ids(changes, model)
         inherited = parent.metadata if metadata is None else metadata
-        _check_metadata(inherited)
+        check_metadata(inherited)
         if continuation is None:
             event = decide.fork(
                 parent,
@@ -249,10 +254,10 @@ async def merge(
             raise invalid("If-Match", "must not be given: each of the states has its own version")
         parents = [await service.live(state_id) for state_id in state_ids]
         decide.check_parents(parents)
-        model = await service.models.get(parents[0].model_id)
+        model, *_ = [await service.model(parent) for parent in parents]
         _check_ids(changes, model)
         inherited = parents[0].metadata if metadata is None else metadata
-        _check_metadata(inherited)
+        check_metadata(inherited)
         tokens = decide.concatenate([parent.content.tokens for parent in parents])
         size = changes.apply(parents[0].config).context_size
         decide.check_fits(len(tokens), held=0, context_size=size)  # decoding takes time

@@ -11,9 +11,11 @@ import msgspec
 from msgspec import Struct
 
 from app.operations.proofs import Proofs, note
+from app.operations.states import check_metadata
 from domain.chain import Head, Row
 from domain.errors import (
     BrokenExport,
+    InvalidInput,
     StateExists,
     StateIsErased,
     StateNotFound,
@@ -281,6 +283,7 @@ async def import_states(
         IdempotencyKeyReused, QueueFull, LogUnavailable: as for ``EventLog.append``.
     """
     imported = await asyncio.to_thread(_read, reading)
+    await asyncio.to_thread(_check_metadata, imported)
     fresh = await _fresh(log, reading.header, imported)
     try:
         return await log.adopt(fresh, provenance=provenance, idempotency=idempotency)
@@ -309,6 +312,16 @@ def _read(reading: Reading) -> list[Imported]:
         )
         for one in reading.events()
     ]
+
+
+def _check_metadata(imported: Iterable[Imported]) -> None:
+    for one in imported:
+        event = decode(one.row).event
+        if isinstance(event, StateCreated):
+            try:
+                check_metadata(event.metadata)
+            except InvalidInput as error:
+                raise BrokenExport(f"state {one.row.state_id!r}: {error}") from error
 
 
 async def _fresh(log: LogReader, header: Header, imported: Sequence[Imported]) -> list[Imported]:

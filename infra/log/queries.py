@@ -116,7 +116,7 @@ WITH RECURSIVE found (state_id) AS (
     UNION
     SELECT child_id FROM parents JOIN found ON parent_id = found.state_id
 )
-SELECT state_id FROM found JOIN states USING (state_id) ORDER BY created_position
+SELECT state_id FROM found CROSS JOIN states USING (state_id) ORDER BY created_position
 """
 
 # The position up to which stored logits may have been let go of.

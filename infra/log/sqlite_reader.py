@@ -61,6 +61,7 @@ class SqliteReader:
         self.path = path
         self.log_id = log_id
         self.erasable = erasable
+        self.has_keys = opener is not None
         self._opener = opener
         self._genesis = genesis(log_id)
         self._connections = tuple(connections)

@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+from msgspec import UNSET
 
 from app.schemas import EventList, EventView
 from domain.chain import Head, Row, follow
@@ -105,6 +106,7 @@ def test_events_of_a_state_that_never_was_are_not_found(client: httpx.Client, af
 
 def _row(view: EventView) -> Row:
     columns: dict[str, Any] = msgspec.structs.asdict(view)
+    assert columns.pop("content") is UNSET
     return Row(
         **columns
         | {

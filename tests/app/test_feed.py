@@ -23,6 +23,7 @@ from app import sse
 from app.feed import PAGE_BYTES, Feeds
 from app.routes import feed as routes
 from domain.chain import Row
+from domain.events import StateDeleted
 from domain.ids import Position
 from infra.log.sqlite_log import SqliteLog
 from tests.app.api import (
@@ -519,6 +520,28 @@ async def test_readers_at_one_place_share_one_read(
             assert chunks == chunks[:1] * readers
             assert b"\nid: %d\n" % (version + 1) in chunks[0]
         assert log.pages - before == count
+
+
+async def test_readers_that_come_while_a_state_changes_miss_nothing(tmp_path: Path) -> None:
+    count = 40
+    async with await SqliteLog.open(tmp_path / "cacher.db") as log:
+        await log.append([append(created())], provenance=BY)
+        hub = Feeds(log)
+
+        async def follow(after: int) -> list[int]:
+            chunks = [chunk async for chunk in hub.follow(Position(after), state_id())]
+            assert chunks[-1] == sse.event("end", {})
+            return [int(at) for at in re.findall(rb"\nid: (\d+)\n", b"".join(chunks))]
+
+        followed = []
+        for version in range(1, count):
+            for _ in range(10):  # they begin at the newest event, some before the next is on disk
+                followed.append((version, asyncio.create_task(follow(version))))
+                await asyncio.sleep(0.0001)
+            await log.append([append(forwarded(2 + version), version)], provenance=BY)
+        await log.append([append(StateDeleted(), count)], provenance=BY)
+        for after, one in followed:
+            assert await one == list(range(after + 1, count + 2))
 
 
 async def test_a_reader_that_leaves_takes_the_page_from_nobody(tmp_path: Path) -> None:
