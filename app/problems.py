@@ -22,7 +22,7 @@ from domain.errors import (
     TooLarge,
     Unavailable,
 )
-from domain.log_errors import EventErased
+from domain.log_errors import EventErased, LogError
 
 MEDIA_TYPE: Final = "application/problem+json"
 STATUS: Final[dict[type[Refusal], int]] = {
@@ -90,6 +90,9 @@ def problem_of(error: Exception) -> dict[str, Any]:
         case EventErased():  # the answer to an earlier request, or a race with an erasure
             detail = "what this answer held was erased"
             return problem(410, StateIsErased.slug, detail, {"position": error.position})
+        case LogError():
+            logger.error("the log is damaged", exc_info=error)
+            return problem(503, "log-damaged", f"The log is damaged: {error}", {})
         case HTTPException():
             status = error.status_code
             errors = error.extra if isinstance(error.extra, list) else []

@@ -2,10 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
+import msgspec
 from litestar.params import Parameter
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-from domain.chain import Row
+from domain.chain import Row, legible_row
 from domain.config import ConfigChanges, Metadata, ModelType, StateConfig
 from domain.events import Alternative, FinishReason
 from domain.ids import ModelId, Position, StateId, TokenId, Version
@@ -288,11 +289,13 @@ class EventView(Struct, frozen=True, kw_only=True, omit_defaults=True):
     request_id: str
     previous_hash: str
     hash: str
+    source: Raw | UnsetType = UNSET
     content: Raw | UnsetType = UNSET
 
     @classmethod
     def of(cls, row: Row) -> "EventView":
-        """The view of a row."""
+        """The view of a row; of a damaged one as much as can be shown."""
+        row = legible_row(row)
         return cls(
             position=row.position,
             state_id=row.state_id,
@@ -300,15 +303,25 @@ class EventView(Struct, frozen=True, kw_only=True, omit_defaults=True):
             at_version=row.at_version,
             type=row.type,
             schema=row.schema,
-            payload=Raw(row.payload.encode()),
+            payload=_json(row.payload),
             fingerprint=row.fingerprint,
             recorded_at=row.recorded_at,
             actor=row.actor,
             request_id=row.request_id,
             previous_hash=row.previous_hash.hex(),
             hash=row.hash.hex(),
-            content=UNSET if row.opened is None else Raw(row.opened.encode()),
+            source=UNSET if row.source is None else _json(row.source),
+            content=UNSET if row.opened is None else _json(row.opened),
         )
+
+
+def _json(text: str) -> Raw:
+    """A stored JSON text as it is; one that is none any more as a string."""
+    try:
+        msgspec.json.decode(text, type=Raw)
+    except msgspec.DecodeError:
+        return Raw(msgspec.json.encode(text))
+    return Raw(text.encode())
 
 
 class EventList(Struct, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import httpx
+import msgspec
 import pytest
 
 from infra.log.keyring import Keyring, key_file, prepare
@@ -354,3 +355,16 @@ def test_a_start_that_could_not_open_what_is_sealed_is_refused(
     assert run.returncode == 2
     assert f"the file of its keys is not at {copy}.keys" in " ".join(run.stderr.split())
     assert "Traceback" not in run.stderr
+
+
+def test_a_copy_without_its_keys_is_neither_equal_nor_divergent(
+    vault: Server, client: httpx.Client, tmp_path: Path
+) -> None:
+    create(client)
+    erase(client, create(client)["state_id"])
+    copy = copied(vault.database, tmp_path)
+    run = cacher("verify", "--json", CACHER_DATABASE=str(copy), CACHER_MODEL_NAME="cacher-tiny")
+    report = msgspec.json.decode(run.stdout)
+    assert (run.returncode, report["result"], report["divergences"]) == (2, "unverified", [])
+    assert report["notes"] == ["sealed events were not re-executed: their keys are not here"]
+    assert (report["erased"], report["states_checked"]) == (1, 2)

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from msgspec.structs import replace
 
 from domain.chain import Row
 from domain.export import Line
@@ -392,3 +393,45 @@ def test_a_file_that_unpacks_to_too_much_is_refused(elsewhere: httpx.Client) -> 
     assert len(bomb) < MAX_IMPORT_BYTES
     with nothing_recorded(elsewhere):
         assert_problem(send(elsewhere, bomb), 413, "too-large")
+
+
+@pytest.mark.parametrize(
+    ("number", "changes"),
+    [
+        (700, {"content": replace(created().content, tokens=(97, 10**6, 99))}),
+        (701, {"content": replace(created().content, tokens=(97, -5, 99))}),
+        (702, {"config": replace(created().config, context_size=100_000)}),
+    ],
+    ids=["a token beyond the vocabulary", "no token at all", "a longer context"],
+)
+def test_a_state_of_another_model_of_this_name_can_be_read_and_not_run(
+    elsewhere: httpx.Client, number: int, changes: Json
+) -> None:
+    rows = chained((number, replace(created(), **changes)))
+    imported = ok(send(elsewhere, packed(ended(lines_of_states(rows, {number: 1}, (1,), {})))))
+    state = imported["state"]["state_id"]
+    assert read(elsewhere, state)["version"] == 1
+    with nothing_recorded(elsewhere):
+        for path, body in {
+            "generate/token": {},
+            "generate/multi": {"n": 2},
+            "generate/beam": {"num_beams": 2, "max_length": 2},
+            "forward": {"text": "more"},
+            "states/config": {"config": {"temperature": 1}},
+            "states/fork": {},
+        }.items():
+            answer = elsewhere.post(f"/v1/{path}", json={"state_id": state, **body})
+            problem = assert_problem(answer, 409, "not-runnable")
+            assert problem["state_id"] == state
+    found = ok(elsewhere.get(f"/v1/states/{state}/diff/{state}", params={"version_b": 1}))
+    assert found["common_prefix"]["tokens"] == 3
+
+
+def test_metadata_that_no_client_may_give_is_not_imported(elsewhere: httpx.Client) -> None:
+    deep: Json = {}
+    for _ in range(300):
+        deep = {"deeper": deep}
+    rows = chained((703, replace(created(), metadata=deep)))
+    with nothing_recorded(elsewhere):
+        file = packed(ended(lines_of_states(rows, {703: 1}, (1,), {})))
+        assert_problem(send(elsewhere, file), 400, "broken-export")
