@@ -69,9 +69,9 @@ class Client:
         (found,) = self.post("/v1/generate/beam", **body)["sequences"]
         assert len(found["token_ids"]) == new, found
 
-    def verify(self, state_id: str) -> None:
-        """Have all that was generated for a state computed again and compared."""
-        report = self.post("/v1/replay/verify", state_id=state_id)
+    def verify(self, *state_ids: str) -> None:
+        """Have all that was generated for states computed again and compared."""
+        report = self.post("/v1/replay/verify", state_ids=state_ids)
         assert not report["divergences"], report
 
     def stream(

@@ -1,6 +1,8 @@
 """What a log of a million events costs, against the same of a small log."""
 
 import asyncio
+import gzip
+import json
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -8,8 +10,11 @@ from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
+from app.bootstrap import import_file
+from app.operations.proofs import Proofs
+from app.operations.transfer import Export
 from benchmarks.bench import Bench
-from benchmarks.measured import Measured, Ratio
+from benchmarks.measured import Measured, Ratio, seconds
 from domain.events import HeadRewound, decode
 from domain.ids import Position
 from domain.ports import Append
@@ -100,8 +105,20 @@ async def fold_the_longest(log: SqliteLog) -> None:
     fold(map(decode, await log.state_rows(state_id(0))))
 
 
+async def prove_inclusion(log: SqliteLog) -> None:
+    """That the event in the middle is in the log."""
+    size = await log.size()
+    await Proofs(log).inclusions([Position(size // 2)], size)
+
+
+async def prove_consistency(log: SqliteLog) -> None:
+    """That the log continues its first half."""
+    size = await log.size()
+    await Proofs(log).consistency(size // 2, size)
+
+
 def rows(bench: Bench) -> Iterator[Measured]:
-    """Its size, its start, pages and folds."""
+    """Its size, its start, pages, proofs and folds; a part of it in a file."""
     sizes, folder = bench.sizes, bench.folder / "scale"
     folder.mkdir()
     big, small = folder / "big.db", folder / "small.db"
@@ -122,9 +139,17 @@ def rows(bench: Bench) -> Iterator[Measured]:
 
     yield pair("start until ready", started)
     yield pair("opening", opened)
-    for what, work in (("page of 100 states", list_states), ("page of 100 events", list_events)):
+    for what, work in (
+        ("page of 100 states", list_states),
+        ("page of 100 events", list_events),
+        ("proof that an event is part", prove_inclusion),
+        ("proof that it continues the half", prove_consistency),
+    ):
         yield pair(what, lambda path, work=work: asyncio.run(timed(path, work)))  # type: ignore[misc]
     yield _fold(bench, big)
+    moved = folder / "moved.db"
+    build(moved, sizes.moved, EVENTS_OF_A_STATE)
+    yield from _moved(bench, moved)
 
 
 def _size(path: Path) -> Measured:
@@ -160,3 +185,62 @@ def _fold(bench: Bench, path: Path) -> Measured:
         ours=lambda: asyncio.run(timed(path, fold_the_longest)),
         theirs=plainly,
     )
+
+
+def _moved(bench: Bench, path: Path) -> Iterator[Measured]:
+    """Exporting and restoring a log, against writing and reading its rows as gzip of JSON lines."""
+    events, file = bench.sizes.moved, path.with_suffix(".gz")
+    plain = path.with_suffix(".plain.gz")
+
+    def rate(work: Callable[[], object]) -> float:
+        return events / seconds(work)
+
+    async def export() -> None:
+        async with await SqliteLog.open(path) as log:
+            with file.open("wb") as target:
+                async for part in (await Export.of_log(log)).parts():
+                    target.write(part)
+
+    async def restore() -> None:
+        database = path.with_suffix(".restored.db")
+        database.unlink(missing_ok=True)
+        await import_file(file, database)
+
+    yield bench.pair(
+        f"export of {events:,} events to a file",
+        "plain sqlite3, json and gzip",
+        "events/s",
+        Ratio.SPEED,
+        ours=lambda: rate(lambda: asyncio.run(export())),
+        theirs=lambda: rate(lambda: _write_plainly(path, plain)),
+    )
+    yield bench.pair(
+        f"restore of {events:,} events from it, everything checked",
+        "plain gzip, json and sqlite3, nothing checked",
+        "events/s",
+        Ratio.SPEED,
+        ours=lambda: rate(lambda: asyncio.run(restore())),
+        theirs=lambda: rate(lambda: _read_plainly(plain, path.with_suffix(".rows.db"))),
+    )
+
+
+def _write_plainly(path: Path, target: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection, gzip.open(target, "wt") as lines:
+        for row in connection.execute("SELECT * FROM events ORDER BY position"):
+            columns = [one.hex() if isinstance(one, bytes) else one for one in row]
+            lines.write(json.dumps(columns) + "\n")
+
+
+def _read_plainly(file: Path, database: Path) -> None:
+    database.unlink(missing_ok=True)
+    migrate(database)
+    with closing(sqlite3.connect(database)) as connection, gzip.open(file, "rt") as lines:
+        marks = ", ".join("?" * 14)
+        connection.executemany(
+            f"INSERT INTO events VALUES ({marks})",
+            (
+                [*columns[:11], *map(bytes.fromhex, columns[11:13]), columns[13]]
+                for columns in map(json.loads, lines)
+            ),
+        )
+        connection.commit()

@@ -21,7 +21,7 @@ class Sizes:
     ``fork_requests``, ``departures`` (of clients whose stream runs), ``requests`` and ``appends``
     are how many of these are timed in a round; ``writers`` append at once. A history of ``texts``
     with ``verified`` tokens each is verified. A log of many ``events`` is used, of which one state
-    has the ``longest`` history.
+    has the ``longest`` history; one of ``moved`` events is exported and restored.
     """
 
     shape: Mapping[str, Any] = field(default_factory=dict)
@@ -49,4 +49,5 @@ class Sizes:
     verified: int = 384
     events: int = 1_000_000
     longest: int = 10_000
+    moved: int = 50_000
     buffer_bytes: int = 1 << 30

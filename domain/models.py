@@ -106,6 +106,9 @@ class LanguageModel(Protocol):
 
         ``private`` uses no KV block that this call did not compute itself, and leaves none
         behind; tokens that several of the texts begin with are computed once.
+
+        Raises:
+            TooLarge: a text is longer than the model's context.
         """
 
     async def check_constraint(self, constraint: Constraint) -> None:

@@ -44,6 +44,7 @@ TINY: Final = Sizes(
     verified=20,
     events=2000,
     longest=100,
+    moved=300,
     buffer_bytes=1 << 20,
 )
 ROUNDS: Final = 2

@@ -210,6 +210,9 @@ class TransformersModel:
         self, requests: Sequence[ScoreRequest], *, private: bool = False
     ) -> list[Scored]:
         """Score texts at prefill speed, together; see the port."""
+        longest = max((len(request.tokens) for request in requests), default=0)
+        if longest > self.context_size:
+            raise TooLarge(f"a text of {longest} tokens is longer than {self.context_size}")
         inbox: asyncio.Queue[list[Scored] | Exception] = asyncio.Queue()
         job = Scoring(
             requests,
