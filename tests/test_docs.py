@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
+import click
 import httpx
 import msgspec
 import pytest
@@ -28,18 +29,20 @@ from app.settings import PREFIX, Settings
 from domain import errors
 from domain.config import StateConfig
 from domain.events import Event
-from domain.ids import MAX_SEED, ModelId, StateId, Version
+from domain.ids import MAX_SEED, ModelId, Position, StateId, Version
+from domain.log_errors import LogError
 from tests.support import SERVE, Server, clean_environment
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-API, CONCEPTS, ERRORS, ADVANCED, DEVELOPMENT = (
+API, AUDIT, CONCEPTS, ERRORS, ADVANCED, DEVELOPMENT = (
     ROOT / "docs" / f"{name}.md"
-    for name in ("api", "concepts", "errors", "advanced", "development")
+    for name in ("api", "audit", "concepts", "errors", "advanced", "development")
 )
 EXECUTED = {"bash", "python", "sql"}
 SHOWN = {"json", "text"}
 URL = "http://127.0.0.1:8000"
+OTHER_URL = "http://127.0.0.1:8001"
 INDEX = "[]0123456789"
 ANYTHING = "\N{HORIZONTAL ELLIPSIS}"
 
@@ -104,25 +107,37 @@ ALL_BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 
 
 class Reader:
-    """Someone who types the examples of one page into one terminal, from top to bottom."""
+    """Someone who types the examples of one page into one terminal, from top to bottom.
 
-    def __init__(self, folder: Path, server: Server) -> None:
+    In a folder with the database of the server; there may be another server.
+    """
+
+    def __init__(self, folder: Path, server: Server, other: Server | None = None) -> None:
         self._folder = folder
-        self._url = server.url
+        self._urls = {URL: server.url} | ({} if other is None else {OTHER_URL: other.url})
         self._names: dict[str, Any] = {}
         self._kept = folder / ".environment"
-        (folder / "cacher.db").symlink_to(server.database)
+        if server.database.parent != folder:
+            (folder / "cacher.db").symlink_to(server.database)
         programs = folder / ".programs"
         programs.mkdir()
         program = programs / "cacher"
         program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{SERVE}" "$@"\n')
         program.chmod(0o755)
         path = f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-        self._environment = clean_environment(PATH=path, PYTHONPATH=str(ROOT))
+        self._environment = clean_environment(
+            PATH=path,
+            PYTHONPATH=str(ROOT),
+            # Our plugin as if Cacher was installed, whether it is or not.
+            PYTEST_DISABLE_PLUGIN_AUTOLOAD="1",
+            PYTEST_ADDOPTS="-p app.pytest_plugin -p no:cacheprovider",
+        )
 
     def run(self, block: Block) -> str:
         """Run a block and return what it prints."""
-        code = block.code.replace(URL, self._url)
+        code = block.code
+        for shown, actual in self._urls.items():
+            code = code.replace(shown, actual)
         match block.language:
             case "bash":
                 return self._bash(block, code)
@@ -246,11 +261,24 @@ def pattern_of(shown: str) -> str:
     return PIECE.sub(lambda found: PATTERNS.get(found.lastgroup, re.escape(found[0])), shown)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+ON_ANY_LOG = [page for page in PAGES if page != AUDIT]
+
+
+@pytest.mark.parametrize("page", ON_ANY_LOG, ids=lambda page: page.name)
 def test_the_examples_of_a_page_run_in_order_and_print_what_it_shows(
     page: Path, tmp_path: Path, server: Server
 ) -> None:
     follow(blocks_of(page), Reader(tmp_path, server))
+
+
+def test_the_examples_of_audit_run_in_order_on_a_log_of_their_own(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with (
+        Server(tmp_path / "cacher.db") as server,
+        Server(elsewhere / "other.db", CACHER_ERASABLE="true") as other,
+    ):
+        follow(blocks_of(AUDIT), Reader(tmp_path, server, other))
 
 
 def test_every_block_is_run_or_compared_or_says_why_not() -> None:
@@ -424,11 +452,15 @@ def table(text: str, heading: str) -> dict[str, list[str]]:
     return rows
 
 
+def shown_default(value: Any) -> str:
+    if value is None or value == ():
+        return "none"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
 def test_every_setting_is_listed_with_its_default() -> None:
-    fields = msgspec.structs.fields(Settings)
-    expected = {
-        PREFIX + f.name.upper(): "none" if f.default == () else f"`{f.default}`" for f in fields
-    }
+    defaults = {f.name: f.default for f in msgspec.structs.fields(Settings)}
+    expected = {PREFIX + name.upper(): shown_default(value) for name, value in defaults.items()}
     listed = {name: cells[0] for name, cells in table(read(API), "variable").items()}
     assert listed == expected
 
@@ -480,6 +512,10 @@ def test_defaults_of_the_config_are_right() -> None:
     assert not [name for name, value in default.items() if not says(rows[name][1], str(value))]
 
 
+WISHES = (schemas.GenerateTokens, schemas.GenerateMulti, schemas.GenerateBeams)
+BODIES = {body.__name__: body for body in (*schemas.Body.__subclasses__(), *WISHES)}
+
+
 def test_ranges_and_defaults_of_requests_are_right(schema: dict[str, Any]) -> None:
     wrong = []
     for route, operation in routes(schema).items():
@@ -490,7 +526,7 @@ def test_ranges_and_defaults_of_requests_are_right(schema: dict[str, Any]) -> No
             wrong += [f"{route} {fact}" for fact in unsaid(query, table(text, "parameter"))]
         if "requestBody" in operation:
             body = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
-            fields = properties(getattr(schemas, body.rpartition("/")[2]))
+            fields = properties(BODIES[body.rpartition("/")[2]])
             wrong += [f"{route} {fact}" for fact in unsaid(fields, table(text, "field"))]
     assert not wrong
 
@@ -504,6 +540,15 @@ REFUSALS = (
     errors.VersionConflict(StateId("state-1"), Version(1), Version(2)),
     errors.FingerprintChanged(StateId("state-1"), "then", "now"),
     errors.NothingToResume("key"),
+    errors.StateExists(StateId("state-1")),
+    errors.NotRunnable(StateId("state-1"), ModelId("a"), "reason"),
+    errors.HasDescendants(StateId("state-1"), (StateId("state-2"),)),
+    errors.NotErasable(),
+    errors.StateIsErased(StateId("state-1"), "then"),
+    errors.NoSigningKey(),
+    errors.ReplayNotFound("replay-1"),
+    errors.ExportTooNew("reason"),
+    errors.LogAltered(Position(0), Position(1)),
     errors.NotAPrefix(StateId("state-1"), Version(1)),
     errors.IdempotencyKeyReused("key"),
     errors.PreconditionFailed(StateId("state-1"), Version(1), Version(2)),
@@ -538,7 +583,9 @@ def test_every_problem_that_is_no_refusal_is_listed() -> None:
     for status in (401, 403, 404, 405, 415):
         problem = problem_of(HTTPException(status_code=status))
         assert listed[problem["type"].removeprefix("/problems/")][0] == str(status)
-    assert listed["internal-error"][0] == str(problem_of(RuntimeError())["status"])
+    for error in (RuntimeError(), LogError("reason")):
+        problem = problem_of(error)
+        assert listed[problem["type"].removeprefix("/problems/")][0] == str(problem["status"])
 
 
 def test_names_of_groups_are_said_to_be_never_sent() -> None:
@@ -552,11 +599,22 @@ def test_every_kind_of_event_is_listed() -> None:
     assert set(table(read(CONCEPTS), "type")) == tags
 
 
-@pytest.mark.parametrize("command", sorted(main.commands))
-def test_a_command_is_listed_with_its_options(command: str) -> None:
-    text = anchors(ADVANCED)[f"cacher-{command}"]
-    options = {opt for p in main.commands[command].params for opt in p.opts if opt != "--help"}
-    assert set(table(text, "option")) == options
+def commands(group: click.Group, name: str) -> Iterator[tuple[str, click.Command]]:
+    for part, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{name} {part}")
+        else:
+            yield f"{name} {part}", command
+
+
+COMMANDS = dict(commands(main, "cacher"))
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_a_command_is_listed_with_its_options(name: str) -> None:
+    options = [p for p in COMMANDS[name].params if isinstance(p, click.Option)]
+    listed = table(anchors(ADVANCED)[name.replace(" ", "-")], "option")
+    assert set(listed) == {opt for p in options for opt in p.opts}
 
 
 def test_every_target_of_make_is_listed() -> None:

@@ -367,4 +367,5 @@ def test_a_copy_without_its_keys_is_neither_equal_nor_divergent(
     report = msgspec.json.decode(run.stdout)
     assert (run.returncode, report["result"], report["divergences"]) == (2, "unverified", [])
     assert report["notes"] == ["sealed events were not re-executed: their keys are not here"]
-    assert (report["erased"], report["states_checked"]) == (1, 2)
+    whole = verify(client, all=True)
+    assert report["states_checked"] > report["erased"] == whole["erased"] > 0

@@ -78,6 +78,9 @@ LIKELY: dict[str, st.SearchStrategy[Any]] = {
     **STOPS,
     **SEARCHES,
     "constraint": st.none() | CONSTRAINTS,
+    "after": st.integers(-1, 50) | NUMBERS,
+    "until": st.integers(-1, 50) | NUMBERS,
+    "since_verified": st.booleans(),
     "continuation": st.fixed_dictionaries(
         {"version": st.integers(-1, 3), "index": st.integers(-1, 3)}
     ),

@@ -511,10 +511,10 @@ def push(matcher: Matcher, tokens: Sequence[TokenId]) -> Mask:
 
 def wait_for_one_language(constraints: Constraints) -> None:
     """Until the threads have let go of what they compiled, and of jobs that are done."""
-    for _ in range(5000):
+    for _ in range(3000):
         if len(constraints._languages) == 1:
             return
-        sleep(0.001)
+        sleep(0.01)
     raise AssertionError(list(constraints._languages))
 
 
