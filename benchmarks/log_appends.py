@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from unittest.mock import patch
 
 import infra.log.writer
@@ -44,9 +44,9 @@ async def through_the_log(path: Path, writers: int, each: int) -> Appended:
     sizes: list[int] = []
     waits: list[float] = []
 
-    def counting(connection: sqlite3.Connection, jobs: Sequence[Job]) -> list[Outcome]:
+    def counting(connection: sqlite3.Connection, jobs: Sequence[Job], *how: Any) -> list[Outcome]:
         sizes.append(len(jobs))
-        return write_batch(connection, jobs)
+        return write_batch(connection, jobs, *how)
 
     async def write(appends: list[Append]) -> None:
         for one in appends:

@@ -84,9 +84,11 @@ def test_every_pair_is_measured_in_every_round(parts: dict[str, list[Measured]])
         "throughput": 11,
         "constraints": 3,
         "prompts": 6,
+        "audit": 1,
         "stalls": 3,
         "disconnects": 2,
-        "log": 4,
+        "log": 8,
+        "scale": 10,
         "requests": 4,
     }
     assert {name: len(rows) for name, rows in parts.items()} == counts
