@@ -279,8 +279,8 @@ class HasDescendants(Conflict):
 
     def __init__(self, state_id: StateId, descendants: tuple[StateId, ...]) -> None:
         super().__init__(
-            f"{len(descendants)} states hold what state {state_id!r} held: erase them too with"
-            " forks=true",
+            f"other states ({len(descendants)}) hold what state {state_id!r} held: erase them too"
+            " with forks=true",
             state_id=state_id,
             descendants=descendants,
         )

@@ -3,10 +3,12 @@
 import hashlib
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, Final
 
 from litestar import Request, Response, Router, get, post
 from litestar.openapi.datastructures import ResponseSpec
+from litestar.openapi.spec import OpenAPIMediaType, OpenAPIType, Operation, RequestBody, Schema
 from litestar.response import Stream
 
 from app import answers
@@ -62,10 +64,26 @@ async def _counted(
             yield part
 
 
+@dataclass
+class _ImportOperation(Operation):
+    """Describes the body, which is read as it comes."""
+
+    def __post_init__(self) -> None:
+        schema = Schema(type=OpenAPIType.STRING, content_media_type=MEDIA_TYPE)
+        content = {MEDIA_TYPE: OpenAPIMediaType(schema=schema)}
+        self.request_body = RequestBody(content=content, required=True)
+
+
 def _importing(max_bytes: int) -> Any:
     """The handler that takes files of so many bytes."""
 
-    @post("/states/import", status_code=201, responses=RESPONSES, request_max_body_size=max_bytes)
+    @post(
+        "/states/import",
+        status_code=201,
+        responses=RESPONSES,
+        request_max_body_size=max_bytes,
+        operation_class=_ImportOperation,
+    )
     async def import_states(request: AnyRequest, service: Service) -> Response[ImportedView]:
         """Add the states of an export, and what they come from.
 

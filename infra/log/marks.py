@@ -18,6 +18,7 @@ class FileMarks:
     """``<database>.verified``: the mark as JSON, and when it was made (``Marks``)."""
 
     def __init__(self, database: Path) -> None:
+        database = database.resolve()
         self.path = database.with_name(database.name + SUFFIX)
 
     async def load(self) -> Mark | None:
