@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from app.operations.transfer import Arrival, arrival, import_states, open_export
 from app.service import Service, Surroundings
@@ -25,11 +25,13 @@ from domain.ports import LogReader, Provenance, Signer
 from domain.report import Marks
 from domain.upkeep import Checked, Released, Statistics
 from infra.log import backup, keyring
+from infra.log import files as log_files
 from infra.log import migrate as migrations
 from infra.log import statistics as log_statistics
 from infra.log.marks import FileMarks
+from infra.log.prune import prune
 from infra.log.restore import restore
-from infra.log.retention import Retention, prune
+from infra.log.retention import Retention
 from infra.log.sqlite_log import SqliteLog
 from infra.log.sqlite_reader import SqliteReader
 from infra.models.catalogue import Catalogue, Source
@@ -224,6 +226,16 @@ def prune_logits(settings: Settings) -> Released:
 def retention(settings: Settings) -> Retention:
     """How much of the stored logits is kept."""
     return Retention(max_days=settings.logits_max_days, max_bytes=settings.logits_max_bytes)
+
+
+def files_of(database: Path) -> list[Path]:
+    """All files that a log has, or would have once it needs them."""
+    return log_files.files_of(database.resolve())
+
+
+def writing(target: Path) -> AbstractContextManager[BinaryIO]:
+    """A file to write that takes the place of ``target`` at the end, whole and on disk."""
+    return log_files.writing(target)
 
 
 def write_baseline(path: Path, *, k: int | None) -> AbstractContextManager[BaselineWriter]:

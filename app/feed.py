@@ -15,6 +15,7 @@ from msgspec import Struct
 from app import sse
 from app.schemas import EventView
 from domain.chain import Row
+from domain.events import DELETED, ERASED
 from domain.ids import Position, StateId
 from domain.ports import EventLog
 
@@ -25,8 +26,6 @@ RETRY_MS: Final = 2000
 
 Chunks = AsyncGenerator[bytes, None]
 """Pieces of a stream of server-sent events."""
-
-_ENDINGS: Final = frozenset({"state_deleted", "state_erased"})
 
 
 class _Written(Struct, frozen=True):
@@ -40,7 +39,7 @@ class _Written(Struct, frozen=True):
     @classmethod
     def of(cls, row: Row) -> "_Written":
         data = sse.event("recorded", EventView.of(row), row.position)
-        return cls(row.position, row.state_id, row.type in _ENDINGS, data)
+        return cls(row.position, row.state_id, row.type in (DELETED, ERASED), data)
 
 
 _Page = tuple[_Written, ...]
@@ -93,7 +92,7 @@ class Feeds:
 
     async def _has_ended(self, state_id: StateId) -> bool:
         newest = await self._log.newest(state_id)
-        return newest is not None and newest.type in _ENDINGS
+        return newest is not None and newest.type in (DELETED, ERASED)
 
     async def _past(self, after: Position, state_id: StateId) -> _Page:
         """What there is of a state after a position; nothing if the server stops.

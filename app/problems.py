@@ -63,7 +63,7 @@ RESPONSES: Final = {
     status: ResponseSpec(
         Problem, generate_examples=False, description=_TITLES[status], media_type=MEDIA_TYPE
     )
-    for status in (400, 404, 409, 410, 412, 413, 415, 429, 503)
+    for status in (400, 401, 403, 404, 409, 410, 412, 413, 415, 429, 503)
 }
 """What any route may answer instead, for the OpenAPI document."""
 
@@ -120,11 +120,11 @@ def respond(request: Request[Any, Any, Any], error: Exception) -> Response[bytes
     """The response for an exception."""
     document = problem_of(error)
     status = document["status"]
+    headers = _HEADERS.get(status, {})
+    if isinstance(error, HTTPException):  # 405 has Allow (RFC 9110, section 15.5.6)
+        headers = headers | (error.headers or {})
     return Response(
-        msgspec.json.encode(document),
-        status_code=status,
-        media_type=MEDIA_TYPE,
-        headers=_HEADERS.get(status, {}),
+        msgspec.json.encode(document), status_code=status, media_type=MEDIA_TYPE, headers=headers
     )
 
 

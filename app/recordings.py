@@ -68,12 +68,10 @@ class Recording(Struct, frozen=True, kw_only=True):
 
     async def _states(self) -> dict[StateId, str | None]:
         async with bootstrap.open_recorded(self.log) as reader:
-            if self.against is None:
-                state_ids: Sequence[StateId] = await reader.state_ids()
-            else:
+            if self.against is not None:  # all of it must be there to be replayed
                 with bootstrap.open_baseline(self.against) as baseline:
-                    state_ids = baseline.state_ids()
-            return {state_id: await _reason(reader, state_id) for state_id in state_ids}
+                    return dict.fromkeys(baseline.state_ids())
+            return {one: await _reason(reader, one) for one in await reader.state_ids()}
 
 
 async def _reason(reader: LogReader, state_id: StateId) -> str | None:

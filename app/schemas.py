@@ -146,9 +146,13 @@ class ImportedView(Struct, frozen=True, kw_only=True):
 
 
 class StateList(Struct, frozen=True, kw_only=True):
-    """A page of states, newest first; ``next_cursor`` is null on the last page."""
+    """A page of states, newest first; ``next_cursor`` is null on the last page.
+
+    ``unreadable`` are those whose events do not open for lack of their key, or are damaged.
+    """
 
     states: list[StateView]
+    unreadable: list[StateId] | UnsetType = UNSET
     next_cursor: str | None
 
 
@@ -316,10 +320,10 @@ class EventView(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def _json(text: str) -> Raw:
-    """A stored JSON text as it is; one that is none any more as a string."""
+    """A stored JSON text as it is; one that cannot be read, or not any more, as a string."""
     try:
         msgspec.json.decode(text, type=Raw)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):  # none, or one that nobody could read
         return Raw(msgspec.json.encode(text))
     return Raw(text.encode())
 

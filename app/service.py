@@ -14,7 +14,13 @@ from app.jobs import Jobs
 from app.turns import Turns
 from domain import decide, plan
 from domain.config import StateConfig
-from domain.errors import IdempotencyKeyReused, StateNotFound, VersionConflict, VersionNotFound
+from domain.errors import (
+    IdempotencyKeyReused,
+    LogUnavailable,
+    StateNotFound,
+    VersionConflict,
+    VersionNotFound,
+)
 from domain.events import Recorded, decode
 from domain.ids import ModelId, Seed, StateId, Version
 from domain.log_errors import EventErased
@@ -74,7 +80,9 @@ class Service:
         self.turns = Turns(max_queue)
         self.marks = marks
         self.replays: Jobs[Progress, Report] = Jobs("replay", now=surroundings.now)
-        self.streams = Turns(max_queue)
+        self.streams = Turns(max_queue, "streams are open")
+        self.followers = Turns(max_queue, "feeds are open")
+        self.exports = Turns(max_queue, "exports are being sent")
         self.imports = Turns(MAX_IMPORTS)
         self.feeds = Feeds(log)
         self._answers = Turns(max_queue)
@@ -164,11 +172,18 @@ class Service:
         return await self._to_its_end(self._keeping(recording))
 
     async def erase(self, call: Call, state_ids: Sequence[StateId]) -> tuple[Recorded, ...]:
-        """Erase states, on disk and in memory; a caller that is cancelled ends when it is done."""
+        """Erase states, on disk and in memory; a caller that is cancelled ends when it is done.
+
+        What runs on any but the first has been told to end.
+
+        Raises:
+            LogUnavailable: they may be erased, and are not in memory any more, but their keys are
+                not destroyed yet.
+        """
         recording = self.log.erase(
             state_ids, provenance=self.provenance(call), idempotency=call.idempotency
         )
-        return await self._to_its_end(self._keeping(recording))
+        return await self._to_its_end(self._forgetting(state_ids, recording))
 
     @contextmanager
     def ending(self, state_ids: Sequence[StateId]) -> Iterator[None]:
@@ -199,6 +214,26 @@ class Service:
                 await asyncio.wait((recording,))
                 raise
         return recording.result()
+
+    async def _forgetting(
+        self, state_ids: Sequence[StateId], erasing: Awaitable[tuple[Recorded, ...]]
+    ) -> tuple[Recorded, ...]:
+        try:
+            recorded = await erasing
+        except LogUnavailable:
+            await self._forget(state_ids)
+            raise
+        await self._forget(state_ids)
+        return recorded
+
+    async def _forget(self, state_ids: Sequence[StateId]) -> None:
+        """Drop what is in memory of states, and what was computed from them."""
+        self._missed += 1
+        for state_id in state_ids:
+            self._folds.pop(state_id, None)
+        for state_id in state_ids[1:]:  # what had begun on one since
+            await self.turns.idle(state_id)
+        await self.models.forget()
 
     async def _keeping(self, recording: Awaitable[tuple[Recorded, ...]]) -> tuple[Recorded, ...]:
         try:

@@ -11,13 +11,15 @@ from domain.errors import QueueFull
 class Turns:
     """Mutual exclusion per key, first come first served; at most ``limit`` hold or wait.
 
-    A turn may count for several, for more than the limit only where nobody else has one.
+    A turn may count for several, for more than the limit only where nobody else has one. ``what``
+    holds or waits is for whoever is refused.
 
     Any task may end a turn, since a stream can be closed by another than it was read by.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, what: str = "requests are waiting") -> None:
         self._limit = limit
+        self._what = what
         self._locks: dict[Hashable, asyncio.Lock] = {}
         self._users: Counter[Hashable] = Counter()
 
@@ -34,7 +36,7 @@ class Turns:
             QueueFull: too many hold or wait already.
         """
         if self.held and self.held + count > self._limit:
-            raise QueueFull(self._limit)
+            raise QueueFull(self._limit, self._what)
         self._users[key] += count
         lock = self._locks.setdefault(key, asyncio.Lock())
         try:

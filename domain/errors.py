@@ -328,12 +328,12 @@ class TooLarge(Refusal):
 
 
 class QueueFull(Refusal):
-    """Too many requests are waiting."""
+    """Too much is waiting, or open."""
 
     slug = "queue-full"
 
-    def __init__(self, limit: int) -> None:
-        super().__init__(f"{limit} requests are waiting already; try again later", limit=limit)
+    def __init__(self, limit: int, what: str = "requests are waiting") -> None:
+        super().__init__(f"{limit} {what} already; try again later", limit=limit)
 
 
 class Unavailable(Refusal):

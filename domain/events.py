@@ -371,8 +371,9 @@ def event_type(event: Event) -> str:
     return tag
 
 
+DELETED: Final = event_type(StateDeleted())
 ERASED: Final = event_type(StateErased())
-"""The one type of event that is never sealed."""
+"""The types of the events that end a state; the latter is never sealed."""
 
 
 def decode(row: Row) -> Recorded:
@@ -389,7 +390,7 @@ def decode(row: Row) -> Recorded:
         raise UnknownEvent(row.position, f"schema {row.schema} is newer than {SCHEMA}, or none")
     try:
         event = _decoder.decode(payload)
-    except (msgspec.DecodeError, UnicodeError) as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise UnknownEvent(row.position, f"not a known event: {error}") from error
     if event_type(event) != row.type:
         raise UnknownEvent(row.position, f"stored as {row.type!r}, holds {event_type(event)!r}")

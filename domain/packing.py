@@ -15,6 +15,16 @@ GZIP_BEGIN: Final = b"\x1f\x8b"
 _PART: Final = 1 << 18
 """Bytes unpacked at a time."""
 
+LONGEST_FIRST_LINE: Final = 8 << 20
+"""Bytes that the header may have: it can name 100,000 states."""
+
+LONGEST_LINE: Final = 128 << 20
+"""Bytes that any other line may have.
+
+The longest is an event of 32,768 tokens with 20 alternatives each: some 60 MB, a third more if it
+is sealed.
+"""
+
 
 class Packer:
     """Compresses what it is given, part by part."""
@@ -34,19 +44,26 @@ class Packer:
 def unpacked_lines(parts: Iterable[bytes], *, limit: int | None = None) -> Iterator[bytes]:
     """The lines of a file that comes in parts, each with its line feed.
 
+    No more is unpacked than who takes the lines asks for.
+
     Raises:
-        BrokenExport: it is no gzip file, is cut off, or goes on after its end.
+        BrokenExport: it is no gzip file, is cut off, or goes on after its end, or has a line that
+            is longer than any of an export; no more than such a line is held.
         TooLarge: it unpacks to more than ``limit`` bytes; no more than that is unpacked.
     """
     held: list[bytes] = []
+    size, longest = 0, LONGEST_FIRST_LINE
     for data in _unpacked(parts, limit):
         *lines, rest = data.split(b"\n")
         if lines:
             lines[0] = b"".join((*held, lines[0]))
-            held = []
+            held, size, longest = [], 0, LONGEST_LINE
         yield from (line + b"\n" for line in lines)
         held.append(rest)
-    if any(held):
+        size += len(rest)
+        if size > longest:
+            raise BrokenExport(f"a line of the file has more than {longest} bytes")
+    if size:
         raise BrokenExport("the file ends within a line")
 
 

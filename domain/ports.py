@@ -14,7 +14,7 @@ from domain.fingerprint import Fingerprint
 from domain.ids import ModelId, Position, StateId, Version
 from domain.intents import GenerationStarted
 from domain.merkle import Tile
-from domain.report import Standing
+from domain.report import Kinship, Standing
 from domain.transfer import Imported
 
 
@@ -94,6 +94,9 @@ class LogReader(Protocol):
     ) -> list[Row]:
         """Rows of one state in order: versions above ``after``, up to and with ``until``."""
 
+    async def rows_before_first(self, *, limit: int) -> list[Row]:
+        """Rows at positions before 1, where no log has any."""
+
     async def newest(self, state_id: StateId) -> Row | None:
         """The row of a state's latest version; null if there is no such state."""
 
@@ -126,18 +129,30 @@ class LogReader(Protocol):
         """States that are not deleted, newest first, from below ``cursor``."""
 
     async def state_ids(self) -> list[StateId]:
-        """Every state that ever was, oldest first."""
+        """Every state that has events, oldest first."""
 
     async def standings(
         self, state_ids: Sequence[StateId], *, after: Position
     ) -> dict[StateId, Standing]:
         """Where states stand that have events after position ``after``."""
 
+    async def phantoms(self) -> list[tuple[StateId, Position]]:
+        """Some of the states that are listed and have no events, and where they are said to begin.
+
+        None only if there are none.
+        """
+
+    async def kinships(self, *, after: Position, until: Position) -> list[Kinship]:
+        """What is listed of which state began with what another held, by where it began."""
+
     async def size(self) -> int:
         """Number of events."""
 
-    async def tiles(self) -> list[Tile]:
-        """The roots over full tiles of events that are kept, in order and without a gap."""
+    async def tiles(self, *, every: bool = False) -> list[Tile]:
+        """The roots over full tiles of events that are kept, in order and without a gap.
+
+        With ``every`` also those that come after a gap, or whose number none can have.
+        """
 
     async def hashes(self, *, after: Position, limit: int) -> list[tuple[Position, bytes]]:
         """Hashes of events in order, from the one after position ``after``."""
@@ -204,7 +219,9 @@ class EventLog(LogReader, Protocol):
             NotErasable: the log was not created erasable.
             StateNotFound, StateIsErased: there is no such state, or nothing left to erase.
             HasDescendants: states that are not among these hold what they held; names them.
-            IdempotencyKeyReused, QueueFull, LogUnavailable: as for :meth:`append`.
+            IdempotencyKeyReused, QueueFull: as for :meth:`append`.
+            LogUnavailable: nothing was recorded; or it was, and nothing of the states can be read
+                any more, but their keys are not destroyed yet: that is tried until it is done.
         """
 
     async def grown(self, after: Position) -> None:

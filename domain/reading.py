@@ -14,14 +14,13 @@ from msgspec import Struct
 from domain.chain import Head, Row, blobs_digest, follow, genesis, row_hash
 from domain.errors import BrokenExport, ExportTooNew
 from domain.events import (
+    ERASED,
     SCHEMA,
     ContinuationsGenerated,
     Recorded,
     StateCreated,
-    StateErased,
     TokensGenerated,
     decode,
-    event_type,
 )
 from domain.export import (
     FORMAT,
@@ -43,7 +42,6 @@ from domain.origin import parents_of
 from domain.state import State, evolve
 from domain.transfer import original_row, source_in
 
-_ERASED: Final = event_type(StateErased())
 _STATE_ID: Final = re.compile(r"state-[0-9a-f]{32}", re.ASCII)
 
 
@@ -87,7 +85,9 @@ class Reading:
         self.sealed = 0
         self.released_until: Position | None = None
         self._states: dict[StateId, State] = {}
-        self._needed = {one.state_id: one.version for one in self.header.states}
+        self._needed: dict[StateId, Version] = {}
+        for one in self.header.states:
+            self._need(one.state_id, one.version)
         self._fingerprints: dict[str, Fingerprint] = {}
         self._tiles: list[bytes] = []
         self._rest: list[bytes] = []
@@ -230,8 +230,7 @@ class Reading:
         self.versions[row.state_id] = version
         if row.fingerprint is not None and row.fingerprint not in self._fingerprints:
             raise UnknownEvent(row.position, f"fingerprint {row.fingerprint} is not in the file")
-        if not self.header.erasable and (row.sealed or row.type == _ERASED):
-            raise UnknownEvent(row.position, "sealed or erased, in a log that is not erasable")
+        self._check_sealed(row)
         recorded = None if row.sealed and row.opened is None else decode(row)
         self._check_source(row)
         if recorded is None:
@@ -247,6 +246,12 @@ class Reading:
             logits=blobs,
         )
 
+    def _check_sealed(self, row: Row) -> None:
+        if not self.header.erasable and (row.sealed or row.type == ERASED):
+            raise UnknownEvent(row.position, "sealed or erased, in a log that is not erasable")
+        if self.header.erasable and not row.sealed and row.type != ERASED:
+            raise UnknownEvent(row.position, "not sealed, in a log that is erasable")
+
     def _fold(self, recorded: Recorded) -> None:
         before = self._states.get(recorded.state_id)
         if before is None and recorded.version > 1:
@@ -258,7 +263,10 @@ class Reading:
                     raise UnknownEvent(
                         recorded.position, f"version {version} of {parent}, its parent, is missing"
                     )
-                self._needed[parent] = max(self._needed.get(parent, version), version)
+                self._need(parent, version)
+
+    def _need(self, state_id: StateId, version: Version) -> None:
+        self._needed[state_id] = max(self._needed.get(state_id, version), version)
 
     def _check_blobs(self, recorded: Recorded, blobs: tuple[bytes, ...]) -> None:
         stored = None
@@ -290,5 +298,13 @@ class Reading:
                 checkpoint.root,
             ):
                 raise BrokenExport("the events do not lead to the checkpoint in the header")
-        elif not self.sealed and self._needed != self.versions:
+        else:
+            self._check_held()
+
+    def _check_held(self) -> None:
+        """All that is needed is there and nothing else, as far as it can be read what is needed."""
+        lacking = any(
+            self.versions.get(state_id, 0) < version for state_id, version in self._needed.items()
+        )
+        if lacking or (not self.sealed and self.versions != self._needed):
             raise BrokenExport("the file does not hold the states it names, and their ancestors")

@@ -7,11 +7,13 @@ forcing), so that one changed choice does not hide what comes after it.
 import heapq
 import math
 import struct
+import sys
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from msgspec import Struct
+from msgspec.structs import asdict, force_setattr
 
 from domain.events import Alternative
 from domain.ids import Position, StateId, TokenId, Version
@@ -31,8 +33,8 @@ class Place(Struct, frozen=True, kw_only=True):
     tokens drawn then and now (null for text that was given, and for beams), ``greedy`` the
     likeliest ones (then: null where it was not kept). ``kl`` (nats) is the KL divergence of what
     was then from what is now, over the tokens that are known of then and all others as one: exact
-    (``kl_exact``) where all were kept, else no more than it. ``alternatives`` are the likeliest
-    tokens now, where they were asked for.
+    (``kl_exact``) where all were kept, else no more than it; infinite where it is no number.
+    ``alternatives`` are the likeliest tokens now, where they were asked for.
     """
 
     position: Position
@@ -48,6 +50,18 @@ class Place(Struct, frozen=True, kw_only=True):
     kl_exact: bool
     alternatives: tuple[Alternative, ...] = ()
 
+    def __post_init__(self) -> None:
+        """What cannot be measured is not near anything."""
+        if math.isnan(self.kl):
+            force_setattr(self, "kl", math.inf)
+
+    @property
+    def logprob_delta(self) -> float:
+        """How far the logprob moved; infinite where that is no number."""
+        was, now = self.logprobs
+        delta = 0.0 if was == now else abs(now - was)
+        return math.inf if math.isnan(delta) else delta
+
     @property
     def changed(self) -> bool:
         """Whether another token would be drawn, or is the likeliest, now."""
@@ -60,7 +74,8 @@ class Summary(Struct, frozen=True, kw_only=True):
 
     Rates are null where nothing was compared: ``sampled_agreement`` of the ``sampled`` places at
     which a token was drawn, ``greedy_agreement`` of the ``greedy`` ones at which the likeliest
-    token of then is known. ``first_changed`` is the first place at which a choice changed.
+    token of then is known. ``first_changed`` is the first place at which a choice changed. A place
+    that is no number makes what it is part of infinite (null in JSON).
     """
 
     tokens: int
@@ -84,7 +99,10 @@ class Strip(Struct, frozen=True, kw_only=True):
 
 
 class StateRegression(Struct, frozen=True, kw_only=True):
-    """What became of one state; ``skipped`` says why nothing was computed, if so."""
+    """What became of one state; ``skipped`` says why nothing was computed, if so.
+
+    It fails beyond a limit, and where a baseline has it and it was skipped.
+    """
 
     state_id: StateId
     summary: Summary | None
@@ -94,7 +112,11 @@ class StateRegression(Struct, frozen=True, kw_only=True):
 
 
 class Limits(Struct, frozen=True, kw_only=True):
-    """What a replay may differ in, for each state; null: in anything."""
+    """What a replay may differ in, for each state; null: in anything.
+
+    Raises:
+        ValueError: one is below 0, infinite or no number, or a rate above 1.
+    """
 
     min_sampled_agreement: float | None = 1.0
     min_greedy_agreement: float | None = 1.0
@@ -103,13 +125,22 @@ class Limits(Struct, frozen=True, kw_only=True):
     max_kl: float | None = None
     max_logprob_delta: float | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse what nothing could be held to."""
+        for name, limit in asdict(self).items():
+            most = 1.0 if name.startswith("min") else sys.float_info.max
+            if limit is not None and not 0 <= limit <= most:
+                least = "from 0 to 1" if most == 1 else "of 0 or more"
+                raise ValueError(f"{name} must be a number {least}, not {limit}")
+
 
 class Regression(Struct, frozen=True, kw_only=True):
     """What became of a log.
 
     ``before`` names what is compared with: the log itself, or a baseline. ``model`` is what it was
     replayed with; ``differences`` are the facts in which its numerics differ from those before.
-    ``failures`` name each limit that a state is beyond.
+    ``failures`` name each limit that a state is beyond, and each state of the baseline that was
+    skipped.
     """
 
     log: str
@@ -141,7 +172,7 @@ class Tally:
         for place in places:
             self._divergences.append(place.kl)
             self._exact &= place.kl_exact
-            self._max_delta = max(self._max_delta, abs(place.logprobs[1] - place.logprobs[0]))
+            self._max_delta = max(self._max_delta, place.logprob_delta)
             if place.sampled is not None:
                 self._sampled += 1
                 self._sampled_alike += place.sampled[0] == place.sampled[1]
@@ -192,12 +223,12 @@ def failures(summary: Summary, limits: Limits) -> tuple[str, ...]:
     below = [
         f"{name} {value} is below {limit}"
         for name, (value, limit) in least.items()
-        if value is not None and limit is not None and value < limit
+        if value is not None and limit is not None and not value >= limit
     ]
     above = [
         f"{name} {value} is above {limit}"
         for name, (value, limit) in most.items()
-        if limit is not None and value > limit
+        if limit is not None and not value <= limit
     ]
     return (*below, *above)
 

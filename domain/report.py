@@ -58,13 +58,16 @@ class Range(Struct, frozen=True, kw_only=True):
 class Report(Struct, frozen=True, kw_only=True):
     """What verifying a log found.
 
-    ``equal``: everything was re-executed and is equal bit for bit. ``divergent``: something is
-    not as recorded. ``unverified``: no divergence, but some events could not be held to the bit,
-    because they were made under another fingerprint or without the contract.
+    ``equal``: every event of the ``range``, or of the states that were asked for, was re-executed
+    and is equal bit for bit; what came before the range is taken as it is recorded. ``divergent``:
+    something is not as recorded. ``unverified``: no divergence, but some events could not be held
+    to the bit, because they were made under another fingerprint or without the contract, or cannot
+    be read here.
 
     ``head`` is the newest row of the ``range``. Of all ``divergences_found`` the first of each
     state and as many more as a list may hold are in ``divergences``, likewise with the drifts.
-    ``imported`` events came from other logs; of ``erased`` states only the chain was followed.
+    ``imported`` events came from other logs, those that ``imported_from`` names. Of ``erased``
+    states, which ``erased_states`` names, only the chain was followed. Both lists are bounded.
     """
 
     result: Literal["equal", "divergent", "unverified"]
@@ -73,7 +76,9 @@ class Report(Struct, frozen=True, kw_only=True):
     events_checked: int
     states_checked: int
     imported: int
+    imported_from: tuple[str, ...] = ()
     erased: int
+    erased_states: tuple[StateId, ...] = ()
     tokens_recomputed: int
     tokens_reused: int
     divergences_found: int
@@ -127,10 +132,19 @@ class Marks(Protocol):
 class Listed(Struct, frozen=True, kw_only=True):
     """What the list of states, which is made of the events, says of one."""
 
+    model_id: ModelId
     created_position: Position
     version: Version
     deleted: bool
     erased: bool
+
+
+class Kinship(Struct, frozen=True, kw_only=True, order=True):
+    """That a state, whose beginning is at ``position``, began with what another held."""
+
+    position: Position
+    child: StateId
+    parent: StateId
 
 
 class Standing(Struct, frozen=True, kw_only=True):

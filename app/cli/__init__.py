@@ -3,6 +3,7 @@
 import rich_click as click
 
 from app.cli.backup import backup
+from app.cli.group import Commands
 from app.cli.log import log
 from app.cli.regress import regress
 from app.cli.serve import migrate, serve
@@ -10,7 +11,7 @@ from app.cli.transfer import check, export, import_
 from app.cli.verify import verify
 
 
-@click.group()
+@click.group(cls=Commands)
 @click.version_option(package_name="cacher-api3")
 def main() -> None:
     """Cacher: a stateful, reproducible HTTP API for language-model operations."""

@@ -10,6 +10,7 @@ from rich.progress import Progress
 
 from app import bootstrap
 from app.cli.common import DIVERGENT, database_option, fail, settings_of
+from app.cli.outputs import Outputs
 from domain.log_errors import LogError
 
 _NO_KEYS: Final = (
@@ -32,6 +33,8 @@ def backup(file: Path, force: bool, only_check: bool, **options: Any) -> None:
     1 not sound, 2 it could not be made or checked.
     """
     settings = settings_of(**options)
+    if not only_check:
+        file = Outputs(Path(settings.database)).add(file, replace=force)
     try:
         with Progress(console=Console(stderr=True), transient=True, disable=only_check) as bar:
             task = bar.add_task("pages", total=None)

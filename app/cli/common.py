@@ -2,7 +2,8 @@
 
 import os
 import sys
-from typing import Any, Final, NoReturn
+from contextlib import suppress
+from typing import Any, Final, NoReturn, TextIO
 
 import msgspec
 import rich_click as click
@@ -35,5 +36,14 @@ def settings_of(**options: Any) -> Settings:
 
 def fail(message: str) -> NoReturn:
     """End the command: it could not do its work."""
-    click.echo(f"cacher: {message}", err=True)
+    try:
+        click.echo(f"cacher: {message}", err=True)
+    except OSError:
+        abandon(sys.stderr)
     sys.exit(NOT_DONE)
+
+
+def abandon(stream: TextIO) -> None:
+    """Let what is still to be written go nowhere: Python would try once more as it exits."""
+    with suppress(OSError, ValueError):  # it may be no file at all
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

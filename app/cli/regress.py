@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +15,7 @@ from rich.progress import Progress
 
 from app import bootstrap
 from app.cli.common import DIVERGENT, FINE, fail, settings_of
+from app.cli.outputs import Outputs, write
 from app.operations.regress import Regressor, Request
 from app.reports import regression as reports
 from app.settings import BadSetting, Settings
@@ -24,6 +26,15 @@ from domain.regress import Limits, Regression
 
 WIDE: Final = 132
 """Columns of the table where it is not read on a terminal."""
+
+STDOUT: Final = "-"
+
+FORMS: Final[dict[str, Callable[[Regression], str | bytes]]] = {
+    "json": msgspec.json.encode,
+    "junit": reports.junit,
+    "html": reports.html,
+}
+"""Reports that may be asked for."""
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _RATE = click.FloatRange(0, 1)
@@ -56,6 +67,7 @@ class Given(Struct, frozen=True, kw_only=True):
 @click.option("--threads", type=click.IntRange(0, 256), help="[CACHER_THREADS].")
 @click.option("--state", "states", multiple=True, help="Only this state; may be repeated.")
 @click.option("--record", type=_FILE, help="Write what is found to a baseline.")
+@click.option("--force", is_flag=True, help="Replace the baseline if it is there already.")
 @click.option("--top-k", type=_COUNT, default=64, help="Logits kept of each place [64].")
 @click.option("--full", is_flag=True, help="Keep all logits of each place instead.")
 @click.option("--against", type=_FILE, help="Hold against a baseline, not against the log.")
@@ -72,11 +84,12 @@ def regress(**options: Any) -> None:
     """Replay a LOG (a database or an export) and say what another model or machine changes.
 
     Each recorded token is computed again after those before it, as they are recorded. Exit codes:
-    0 every state is within the limits, 1 one is beyond, 2 it could not be run. Without limits no
-    choice may change; while a baseline is recorded, anything may.
+    0 every state is within the limits, 1 one is beyond, or the baseline has it and it was skipped,
+    2 it could not be run. Without limits no choice may change; while a baseline is recorded,
+    anything may.
     """
-    json_to, junit_to, html_to = (options.pop(f"{kind}_to") for kind in ("json", "junit", "html"))
-    limits = _limits(options)
+    named = {kind: options.pop(f"{kind}_to") for kind in FORMS}
+    force, limits = options.pop("force"), _limits(options)
     given = Given(
         with_model=options["model_name"] is not None,
         **{name: options.pop(name) for name in Given.__struct_fields__ if name in options},
@@ -84,22 +97,16 @@ def regress(**options: Any) -> None:
     if given.record and given.against:
         fail("--record and --against cannot be given together")
     settings = settings_of(**options)
+    given, wanted = _outputs(settings, given, named, force=force)
     try:
         bootstrap.check(settings)
         found = asyncio.run(_regress(settings, given, limits))
-        if json_to and json_to != "-":
-            Path(json_to).write_bytes(msgspec.json.encode(found))
-        if junit_to:
-            junit_to.write_text(reports.junit(found), "utf-8")
-        if html_to:
-            html_to.write_text(reports.html(found), "utf-8")
+        for kind, target in wanted.items():
+            write(target, FORMS[kind](found))
     except Exception as error:  # whatever it is, nothing was found to be beyond a limit
         known = isinstance(error, LogError | Refusal | NotComparable | BadSetting | OSError)
         fail(str(error) if known else f"the log could not be replayed: {error!r}")
-    if json_to == "-":
-        click.echo(msgspec.json.encode(found))
-    else:
-        Console(width=None if sys.stdout.isatty() else WIDE).print(reports.table(found))
+    click.echo(msgspec.json.encode(found) if named["json"] == STDOUT else _table(found))
     sys.exit(DIVERGENT if found.failures else FINE)
 
 
@@ -107,7 +114,28 @@ def _limits(options: dict[str, Any]) -> Limits:
     """Take the limits out of the options."""
     given = {name: options.pop(name) for name in Limits.__struct_fields__}
     chosen = {name: value for name, value in given.items() if value is not None}
-    return Limits(**(dict.fromkeys(given) | chosen if options["record"] else chosen))
+    try:
+        return Limits(**(dict.fromkeys(given) | chosen if options["record"] else chosen))
+    except ValueError as error:
+        fail(str(error))
+
+
+def _outputs(
+    settings: Settings, given: Given, named: dict[str, Path | str | None], *, force: bool
+) -> tuple[Given, dict[str, Path]]:
+    """Where the baseline and the reports go, once it is known that they can be written there."""
+    outputs = Outputs(given.log, Path(settings.database), reads=[given.against])
+    if given.record:
+        given = msgspec.structs.replace(given, record=outputs.add(given.record, replace=force))
+    files = {kind: Path(file) for kind, file in named.items() if file and file != STDOUT}
+    return given, {kind: outputs.add(file, replace=True) for kind, file in files.items()}
+
+
+def _table(found: Regression) -> str:
+    console = Console(width=None if sys.stdout.isatty() else WIDE)
+    with console.capture() as captured:
+        console.print(reports.table(found))
+    return captured.get().removesuffix("\n")
 
 
 async def _regress(settings: Settings, given: Given, limits: Limits) -> Regression:

@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from app import bootstrap
 from app.cli.common import DIVERGENT, database_option, fail, settings_of
+from app.cli.outputs import Outputs
 from app.operations.offline import CannotCheck, NotProven, Remembered
 from app.operations.offline import check as check_export
 from app.operations.transfer import Export
@@ -21,7 +22,7 @@ from domain.errors import BrokenExport, ExportTooNew, Refusal
 from domain.ids import StateId
 from domain.log_errors import LogError
 from domain.merkle import Consistency
-from domain.packing import unpacked_lines
+from domain.packing import GZIP_BEGIN, unpacked_lines
 from domain.reading import Reading
 
 _PART_BYTES: Final = 1 << 18
@@ -48,16 +49,10 @@ def export(file: str, states: tuple[str, ...], force: bool, **options: Any) -> N
         if file == "-":
             asyncio.run(_export(settings, states, sys.stdout.buffer))
             return
-        target, partly = Path(file), Path(f"{file}.partial")
-        if target.exists() and not force:
-            fail(f"{target} is there already; --force replaces it")
-        try:
-            with partly.open("wb") as opened:
-                asyncio.run(_export(settings, states, opened))
-            partly.replace(target)
-        finally:
-            partly.unlink(missing_ok=True)
-    except (LogError, Refusal, OSError) as error:
+        target = Outputs(Path(settings.database)).add(Path(file), replace=force)
+        with bootstrap.writing(target) as opened:
+            asyncio.run(_export(settings, states, opened))
+    except (LogError, Refusal) as error:
         fail(str(error))
 
 
@@ -128,6 +123,8 @@ def check(
     try:
         remembered = _remembered(head, checkpoint, public_key, consistency)
         with file.open("rb") as opened:
+            if opened.peek(len(GZIP_BEGIN))[: len(GZIP_BEGIN)] != GZIP_BEGIN:
+                fail(f"{file} is no export: it does not begin as a gzip file")
             reading = Reading(unpacked_lines(iter(partial(opened.read, _PART_BYTES), b"")))
             proven = check_export(reading, remembered)
     except (OSError, CannotCheck, ExportTooNew, BadSetting) as error:
@@ -149,12 +146,19 @@ def _remembered(
     if consistency is not None:
         try:
             proof = msgspec.json.decode(consistency.read_bytes(), type=_ProofAnswer).consistency
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             fail(f"--consistency must be an answer of GET /v1/audit/proof: {error}")
-    pem = None if public_key is None else public_key.read_text("utf-8")
+    pem = None if public_key is None else _text("--public-key", public_key)
     return Remembered(
         head=remembered,
-        checkpoint=None if checkpoint is None else checkpoint.read_text("utf-8"),
+        checkpoint=None if checkpoint is None else _text("--checkpoint", checkpoint),
         signed=None if pem is None else (lambda note: bootstrap.signed_checkpoint(note, pem)),
         consistency=proof,
     )
+
+
+def _text(option: str, file: Path) -> str:
+    try:
+        return file.read_text("utf-8")
+    except UnicodeDecodeError:
+        fail(f"{option} must name a file of text, and {file} is none")

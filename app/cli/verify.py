@@ -3,7 +3,7 @@
 import asyncio
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import rich_click as click
@@ -20,6 +20,7 @@ from app.cli.common import (
     model_option,
     settings_of,
 )
+from app.cli.outputs import Outputs, write
 from app.operations.verify import Request, Verifier, remembered_head
 from app.reports.junit import in_words, junit
 from app.settings import Settings
@@ -28,6 +29,9 @@ from domain.errors import Refusal
 from domain.ids import Position, StateId
 from domain.log_errors import LogError
 from domain.report import Progress, Report
+
+NAMED: Final = 10
+"""Erased states, and logs that events came from, that are named on a line; JSON has more."""
 
 _POSITION = click.IntRange(0, 2**53 - 1)
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -64,6 +68,7 @@ def verify(
     something is not as recorded, 2 it could not be verified.
     """
     settings = settings_of(**options)
+    junit_to = Outputs(Path(settings.database)).report(junit_to)
     if since_verified and (states or after is not None):
         fail("--since-verified is about the whole log: give no --state and no --after with it")
     request = Request(
@@ -76,7 +81,7 @@ def verify(
     try:
         report, seen = asyncio.run(_verify(settings, request, show_progress=not as_json))
         if junit_to is not None:
-            junit_to.write_text(junit(report, seen, allow_drift=allow_drift), "utf-8")
+            write(junit_to, junit(report, seen, allow_drift=allow_drift))
     except Exception as error:  # whatever it is, nothing was found to be divergent
         known = isinstance(error, LogError | Refusal | OSError)
         fail(str(error) if known else f"the log could not be verified: {error!r}")
@@ -146,9 +151,14 @@ def _print(report: Report) -> None:
     click.echo(f"head {report.head['position']}:{report.head['hash']}")
     if report.range.after:
         click.echo(f"after position {report.range.after}, until {report.range.until}")
-    for count, what in ((report.imported, "imported events"), (report.erased, "erased states")):
+    for count, what, named in (
+        (report.imported, "imported events", report.imported_from),
+        (report.erased, "erased states", report.erased_states),
+    ):
         if count:
-            click.echo(f"{what}: {count}")
+            click.echo(
+                f"{what}: {count} ({', '.join(named[:NAMED])}{', ...' * (len(named) > NAMED)})"
+            )
     for one in report.divergences:
         click.echo(in_words(one))
     for drift in report.drifts:

@@ -1,15 +1,13 @@
 """Erasing states: what they held can never be read again, and the log still proves itself."""
 
 import hashlib
-from collections.abc import Sequence
 
 import msgspec
 
 from app.service import Call, Service
-from domain.errors import HasDescendants, NotErasable, PreconditionFailed, StateIsErased
-from domain.events import Recorded
+from domain.errors import HasDescendants, NotErasable, PreconditionFailed, StateNotFound
+from domain.events import ERASED, Recorded
 from domain.ids import StateId
-from domain.state import Erased
 
 
 async def erase(
@@ -18,17 +16,19 @@ async def erase(
     """Destroy what a state held, deleted or not; a generation that runs on it is ended first.
 
     With ``forks`` also what all states held that began with it, and those that began with them.
+    None of it need be readable.
 
     Raises:
         NotErasable: the log keeps what states hold unsealed.
         StateNotFound, StateIsErased: there is nothing to erase.
         PreconditionFailed: ``If-Match`` names another version.
         HasDescendants: other states hold it too, and ``forks`` is not asked for.
+        LogUnavailable: nothing was recorded, or the keys are not destroyed yet.
     """
     call = _of_its_own(call, forks=forks)
     async with service.answering(call) as remembered:
-        if remembered:
-            return remembered
+        if remembered:  # but perhaps not acknowledged: what was left then is done now
+            return await service.erase(call, [one.state_id for one in remembered])
         if not service.log.erasable:
             raise NotErasable
         await _check(service, call, state_id)
@@ -55,27 +55,20 @@ def _of_its_own(call: Call, *, forks: bool) -> Call:
 
 
 async def _check(service: Service, call: Call, state_id: StateId) -> None:
-    state = await service.state(state_id)
-    if isinstance(state, Erased):
-        raise StateIsErased(state_id, state.erased_at)
-    if call.if_match not in (None, state.version):
-        raise PreconditionFailed(state_id, call.if_match, state.version)
+    newest = await service.log.newest(state_id)
+    if newest is None or newest.version is None:
+        raise StateNotFound(state_id)
+    if newest.type != ERASED and call.if_match not in (None, newest.version):
+        raise PreconditionFailed(state_id, call.if_match, newest.version)
 
 
 async def _erase(
     service: Service, call: Call, state_ids: tuple[StateId, ...]
 ) -> tuple[Recorded, ...]:
-    """End what runs on the states, erase them, and drop what was computed from them."""
+    """End what runs on the states, and erase them."""
     with service.ending(state_ids):
         async with service.turns.turn(state_ids[0]):
             await _check(service, call, state_ids[0])
-            await _ended(service, state_ids[1:])
-            recorded = await service.erase(call, state_ids)
-            await _ended(service, state_ids[1:])  # what had begun on a state since
-    await service.models.forget()
-    return recorded
-
-
-async def _ended(service: Service, state_ids: Sequence[StateId]) -> None:
-    for state_id in state_ids:
-        await service.turns.idle(state_id)
+            for state_id in state_ids[1:]:
+                await service.turns.idle(state_id)
+            return await service.erase(call, state_ids)

@@ -88,7 +88,7 @@ class Findings:
         earliest = None
         for one in found:
             self.divergences_found += 1
-            earliest = min(earliest or one.position, one.position)
+            earliest = one.position if earliest is None else min(earliest, one.position)
             if one.first or len(self.divergences) < MAX_LISTED:
                 self.divergences.append(one)
         return earliest

@@ -19,6 +19,11 @@ _OTHER_MOMENT: Final = (
     "the checkpoint is of another moment than the export: --consistency must name a proof, as GET"
     " /v1/audit/proof?first={}&second={} gives it"
 )
+_UNREAD: Final = {
+    "log": "what they hold cannot be read without keys",
+    "state": "what they hold cannot be read without keys, nor can be told whether all that the"
+    " states come from is in the export",
+}
 
 
 class NotProven(Exception):
@@ -132,12 +137,13 @@ def _what(reading: Reading) -> Iterator[str]:
         )
     else:
         asked = ", ".join(f"{one.state_id} (version {one.version})" for one in header.states)
+        others = "others" if reading.sealed else "what it comes from"
         yield (
             f"all {reading.size} events in the export are in log {header.checkpoint.log_id}:"
-            f" those of {asked} and what it comes from"
+            f" those of {asked} and {others}"
         )
     if reading.sealed:
-        yield f"{reading.sealed} events are sealed: what they hold cannot be read without keys"
+        yield f"{reading.sealed} events are sealed: {_UNREAD[header.kind]}"
 
 
 def _how(remembered: Remembered, trusted: Checkpoint | None) -> Iterator[str]:

@@ -40,7 +40,7 @@ class Proofs:
 
     async def checkpoint(self, size: int | None = None) -> Checkpoint:
         """The log as it stands, or as it stood when it had ``size`` events."""
-        grown = await self._grown(await self._size("size", size))
+        grown = await self._grown(await self.size("size", size))
         newest = await grown.newest()
         return Checkpoint(
             log_id=self._log.log_id,
@@ -54,7 +54,7 @@ class Proofs:
         self, positions: Sequence[Position], size: int | None = None
     ) -> list[Inclusion]:
         """That each of these events is among the first ``size`` (all, if null), in their order."""
-        grown = await self._grown(await self._size("size", size))
+        grown = await self._grown(await self.size("size", size))
         found: dict[Position, Inclusion] = {}
         for number, among in groupby(sorted(set(positions)), key=grown.tile_of):
             for one in await grown.inclusions(number, list(among)):
@@ -63,14 +63,15 @@ class Proofs:
 
     async def consistency(self, first: int, second: int | None = None) -> Consistency:
         """That the first ``first`` events are the beginning of ``second`` (all, if null)."""
-        second = await self._size("second", second)
+        second = await self.size("second", second)
         if not 0 <= first <= second:
             raise invalid("first", f"must be from 0 to {second}, which is second; it is {first}")
         grown = await self._grown(second)
         rows = await grown.rows((first - 1) // TILE) if first else []
         return grown.tree.consistency(first, _digests(rows))
 
-    async def _size(self, field: str, wanted: int | None) -> int:
+    async def size(self, field: str, wanted: int | None) -> int:
+        """A number of events that there are: those wanted, all of them if null."""
         size = await self._log.size()
         if wanted is None:
             return size

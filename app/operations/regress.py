@@ -146,10 +146,13 @@ class Regressor:
         return tokens >= BATCH_TOKENS or size >= BATCH_BYTES
 
     def _skip(self, state_id: StateId, reason: str) -> None:
-        if self._baseline:
-            raise NotComparable(f"state {state_id!r} of the baseline cannot be replayed: {reason}")
+        missed = f"the baseline has it, and it was not replayed: {reason}"
         self._found[state_id] = StateRegression(
-            state_id=state_id, summary=None, worst=(), failures=(), skipped=reason
+            state_id=state_id,
+            summary=None,
+            worst=(),
+            failures=(missed,) if self._baseline else (),
+            skipped=reason,
         )
 
     async def _score(self, batch: Sequence[Replay]) -> None:

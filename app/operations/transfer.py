@@ -22,14 +22,7 @@ from domain.errors import (
     VersionConflict,
     VersionNotFound,
 )
-from domain.events import (
-    Recorded,
-    StateCreated,
-    StateErased,
-    StoredLogits,
-    decode,
-    event_type,
-)
+from domain.events import ERASED, Recorded, StateCreated, StoredLogits, decode
 from domain.export import (
     FORMAT,
     EventLine,
@@ -54,8 +47,6 @@ from domain.transfer import Identity, Imported, identity, source_of
 PAGE: Final = 256
 PAGE_BYTES: Final = 1 << 20
 """Events, and bytes of what they hold, that are in memory at a time (more if one has more)."""
-
-_ERASED: Final = event_type(StateErased())
 
 Place = tuple[Position, StateId]
 
@@ -160,7 +151,7 @@ class Export:
             self._fingerprints.add(name)
             yield FingerprintLine(**msgspec.structs.asdict(fingerprint))
         yield EventLine.of(row, inclusion)
-        if row.sealed or _keeps.decode(row.payload).stored_logits is not None:
+        if _may_keep_logits(row):
             for data in await self._log.stored_logits(row.position):
                 yield LogitsLine(data=data)
 
@@ -187,7 +178,7 @@ class _Past:
         positions = []
         created: Row | None = None
         async for row in _events(self._log, Position(0), self._until, state_id):
-            if row.type == _ERASED:
+            if row.type == ERASED:
                 raise StateIsErased(state_id, row.recorded_at)
             created = created or row
             positions.append(row.position)
@@ -196,6 +187,13 @@ class _Past:
         event = decode(created).event
         self.parents[state_id] = parents_of(event.origin) if isinstance(event, StateCreated) else ()
         self.positions[state_id] = positions
+
+
+def _may_keep_logits(row: Row) -> bool:
+    try:
+        return row.sealed or _keeps.decode(row.payload).stored_logits is not None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise UnknownEvent(row.position, f"not a known event: {error}") from error
 
 
 async def _header(log: LogReader, signer: Signer | None, kind: Literal["log", "state"]) -> Header:

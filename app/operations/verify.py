@@ -16,11 +16,11 @@ from msgspec import Struct
 
 from app.operations.execution import Execution
 from app.operations.findings import Findings
-from app.operations.verify_chain import Chain
+from app.operations.verify_chain import Chain, broken
 from app.operations.verify_states import History, Seen, States
 from domain import compare
 from domain.chain import Head, legible_row
-from domain.errors import ModelUnavailable, NotFound, StateNotFound
+from domain.errors import ModelUnavailable, NotFound, StateNotFound, invalid
 from domain.events import Alternative, Recorded
 from domain.ids import Position, StateId, TokenId, Version
 from domain.log_errors import LogError
@@ -78,11 +78,15 @@ class Verifier:
         self._done = self._total = 0
 
     async def check(self, request: Request) -> None:
-        """Find out early whether the states that are asked for exist.
+        """Find out early whether what is asked for is there.
 
         Raises:
-            StateNotFound: one does not.
+            StateNotFound: a state is not.
+            InvalidInput: the log ends before the position to begin after.
         """
+        newest = await self._log.head()
+        if request.after > newest.position:
+            raise invalid("after", f"must not be beyond the log, which ends at {newest.position}")
         for state_id in request.state_ids or ():
             if not await self._log.state_rows(state_id, limit=1):
                 raise StateNotFound(state_id)
@@ -91,16 +95,18 @@ class Verifier:
         """Verify and report.
 
         Raises:
-            StateNotFound: a state that was asked for does not exist.
+            StateNotFound, InvalidInput: what was asked for is not there; see :meth:`check`.
         """
         await self.check(request)
-        self._mark = await self._marks.load() if self._marks else None
-        if self._mark is not None and self._mark.log_id != self._log.log_id:
-            self._mark = None
-        begin, until = await self._range(request)
+        await self._load_mark()
+        tiles = await self._log.tiles(every=True)  # of no event after the newest
+        newest = await self._log.head()
+        begin, until = await self._range(request, newest)
         self._total = min(until - begin.position, await self._log.size())
         await self._check_head(request.head)
-        chain = Chain(begin, await self._log.tiles(), self._findings)
+        for row in await self._log.rows_before_first(limit=WINDOW_EVENTS):
+            self._findings.diverges(broken(row, "position", "from 1 on", row.position))
+        chain = Chain(begin, tiles, self._findings)
         states = States(
             self._log,
             self._models,
@@ -109,10 +115,11 @@ class Verifier:
             after=begin.position,
             seen=self._seen,
         )
-        await self._work(request, chain, states, until)
+        at_end = until == newest.position
+        await self._work(request, chain, states, until, at_end=at_end)
         if states.released:
             count = states.released
-            self._findings.note(f"the stored logits of {count} events were let go of, as agreed")
+            self._findings.note(f"the stored logits of {count} events are not there any more")
         return self._report(Range(after=begin.position, until=until), chain.head, states)
 
     def _report(self, span: Range, head: Head, states: States) -> Report:
@@ -124,7 +131,9 @@ class Verifier:
             events_checked=states.events,
             states_checked=states.states,
             imported=states.imported,
+            imported_from=tuple(states.imported_from),
             erased=states.erased,
+            erased_states=tuple(states.erased_states),
             tokens_recomputed=self._execution.recomputed,
             tokens_reused=self._execution.reused,
             divergences_found=findings.divergences_found,
@@ -136,9 +145,18 @@ class Verifier:
 
     # where to begin
 
-    async def _range(self, request: Request) -> tuple[Head, Position]:
+    async def _load_mark(self) -> None:
+        """Find the mark of this log. Its row must be there: else rows were changed or removed."""
+        mark = await self._marks.load() if self._marks else None
+        if mark is None or mark.log_id != self._log.log_id:
+            return
+        self._mark = mark
+        if not await self._holds(mark.position, mark.hash):
+            self._misses(mark.position, mark.hash)
+            self._marks = None  # it stays as it is: it is evidence
+
+    async def _range(self, request: Request, newest: Head) -> tuple[Head, Position]:
         """The head to begin after, and the position to end with."""
-        newest = await self._log.head()
         until = newest.position if request.until is None else request.until
         until = min(until, newest.position)
         if request.since_verified:
@@ -146,7 +164,7 @@ class Verifier:
             return (mark or await self._log.genesis()), until
         if request.after == 0:
             return await self._log.genesis(), until
-        if request.after >= newest.position:
+        if request.after == newest.position:
             return newest, newest.position
         (row,) = await self._log.rows(after=Position(request.after - 1), limit=1)
         if row.position == request.after:
@@ -162,6 +180,10 @@ class Verifier:
             self._findings.note(f"no verified mark is used, all is verified: {reason}")
             return None
         self._execution.used |= mark.fingerprints
+        if mark.position:
+            self._findings.note(
+                f"events up to {mark.position} were not re-executed: the mark says they were equal"
+            )
         return Head(mark.position, bytes.fromhex(mark.hash))
 
     async def _unusable(self, mark: Mark) -> str | None:
@@ -188,20 +210,25 @@ class Verifier:
 
     async def _check_head(self, head: Head | None) -> None:
         if head is not None and not await self._holds(head.position, head.hash.hex()):
-            self._findings.diverges(
-                Divergence(
-                    position=head.position,
-                    state_id=None,
-                    version=None,
-                    field="head",
-                    expected=head.hash.hex(),
-                    actual="not in the log: rows were changed or removed",
-                )
+            self._misses(head.position, head.hash.hex())
+
+    def _misses(self, position: Position, digest: str) -> None:
+        self._findings.diverges(
+            Divergence(
+                position=position,
+                state_id=None,
+                version=None,
+                field="head",
+                expected=digest,
+                actual="not in the log: rows were changed or removed",
             )
+        )
 
     # window after window
 
-    async def _work(self, request: Request, chain: Chain, states: States, until: Position) -> None:
+    async def _work(
+        self, request: Request, chain: Chain, states: States, until: Position, *, at_end: bool
+    ) -> None:
         chosen = None if request.state_ids is None else frozenset(request.state_ids)
         whole = chosen is None and (request.since_verified or request.after == 0)
         self._tell()
@@ -222,6 +249,9 @@ class Verifier:
                 await self._move_mark(chain.head)
             self._done += len(rows)
             self._tell()
+        chain.finish(at_end=at_end)
+        if chosen is None:
+            await states.lists.finish(until, states.stopped)
         await self._settle({}, states)
         self._total = self._done
         self._tell()
@@ -270,7 +300,7 @@ class Verifier:
             for one in found
         ]
         earliest = self._findings.settle(explained)
-        if self._marks and self._mark and earliest and earliest <= self._mark.position:
+        if self._marks and self._mark and earliest is not None and earliest <= self._mark.position:
             self._mark = None
             await self._marks.forget()
 

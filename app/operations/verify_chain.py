@@ -1,10 +1,10 @@
 """Following the chain of a log, and holding the roots that are kept over its tiles against it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from app.operations.findings import Findings
-from domain.chain import Head, Row, follow, legible_row, row_hash
+from domain.chain import Head, Row, follow, legible, legible_row, row_hash
 from domain.ids import Position
 from domain.log_errors import ChainBroken, EventErased, LogError
 from domain.merkle import TILE, Tile, tile
@@ -52,15 +52,23 @@ class Chain:
                 self._findings.diverges(broken(row, "at_version", row.at_version, possible))
             self._findings.diverges(self._tiles.push(row))
 
+    def finish(self, *, at_end: bool) -> None:
+        """The last row was followed; ``at_end``: it is that of the log, as it was at first."""
+        for found in self._tiles.left(self.head.position, at_end=at_end):
+            self._findings.diverges(found)
+
 
 class _Tiles:
     """The tiles that are kept of a log, held against its rows from the one after a position on."""
 
     def __init__(self, tiles: Sequence[Tile], after: Position) -> None:
-        begins = [Position(0), *(one.last_position for one in tiles)]
+        kept = [one for one in tiles if one.number >= 0]
+        whole = [one for index, one in enumerate(kept) if one.number == index]
+        begins = [Position(0), *(one.last_position for one in whole)]
         self._waiting = [
-            (begin, one) for begin, one in zip(begins, tiles, strict=False) if begin >= after
+            (begin, one) for begin, one in zip(begins, whole, strict=False) if begin >= after
         ][::-1]
+        self._stray = [one for one in tiles if one.number not in range(len(whole))]
         self._rows: list[tuple[Position, bytes]] = []
 
     def push(self, row: Row) -> Divergence | None:
@@ -75,14 +83,24 @@ class _Tiles:
         self._rows = []
         if found == kept:
             return None
-        return Divergence(
-            position=row.position,
-            state_id=None,
-            version=None,
-            field=f"tiles[{kept.number}]",
-            expected=f"{kept.last_position}:{kept.hash.hex()}",
-            actual=f"{found.last_position}:{found.hash.hex()}",
-        )
+        return _of_tile(kept, row.position, f"{found.last_position}:{found.hash.hex()}")
+
+    def left(self, until: Position, *, at_end: bool) -> Iterator[Divergence]:
+        """Tiles that no events fill."""
+        beyond = [one for _, one in self._waiting if at_end or one.last_position <= until]
+        for kept in (*self._stray, *beyond):
+            yield _of_tile(kept, until, "no events that fill it")
+
+
+def _of_tile(kept: Tile, position: Position, actual: str) -> Divergence:
+    return Divergence(
+        position=position,
+        state_id=None,
+        version=None,
+        field=f"tiles[{kept.number}]",
+        expected=f"{kept.last_position}:{kept.hash.hex()}",
+        actual=actual,
+    )
 
 
 def compare_source(row: Row) -> Divergence | None:
@@ -98,3 +116,16 @@ def compare_source(row: Row) -> Divergence | None:
     except (LogError, ValueError) as error:
         return broken(row, "source", "where the event was recorded first", str(error))
     return None
+
+
+def logs_of(row: Row) -> list[str]:
+    """The logs that an imported row says it comes from, the latest first."""
+    found = []
+    try:
+        source = source_in(row)
+    except LogError:  # as is said of the row
+        return []
+    while source is not None:
+        found.append(legible(source.log_id))
+        source = source.source
+    return found

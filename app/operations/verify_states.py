@@ -5,42 +5,43 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
+import msgspec
 from msgspec import Struct
 
 from app.operations.courses import Courses
 from app.operations.execution import Execution
 from app.operations.findings import Findings
-from app.operations.verify_chain import broken, compare_source
+from app.operations.verify_chain import broken, compare_source, logs_of
+from app.operations.verify_lists import Lists
 from domain import consistency
 from domain.chain import Row, blobs_digest
 from domain.config import Constraint
 from domain.errors import InvalidInput, ModelUnavailable, NotFound
 from domain.events import (
+    ERASED,
     ContextSlid,
     ContinuationsGenerated,
     Recorded,
     StateCreated,
-    StateDeleted,
-    StateErased,
     TokensGenerated,
     decode,
-    event_type,
 )
 from domain.form import compare_form
 from domain.ids import ModelId, Position, StateId, Version
-from domain.log_errors import EventErased, LogError
+from domain.log_errors import EventErased, LogError, UnknownEvent
 from domain.models import LanguageModel, Models
 from domain.origin import parents_of
 from domain.ports import LogReader
 from domain.replay import BEGINNING, Course, Occurrence, Passage, passages
 from domain.report import Divergence, Standing, divergence
+from domain.seals import check_seal
 from domain.state import Deleted, Live
 
 INLINE_BYTES: Final = 1 << 16
 """Blobs up to this size are hashed at once; a thread is not worth its while."""
 
-ERASED: Final = event_type(StateErased())
-ENDED: Final = (event_type(StateDeleted()), ERASED)
+NAMED: Final = 1000
+"""Erased states, and logs that events came from, that a report names."""
 
 Seen = Callable[[StateId, bool], None]
 """Told of each state that is verified, and whether it is erased."""
@@ -50,7 +51,8 @@ class History(Struct, kw_only=True):
     """What happened to one state in a window, after its ``course`` up to there.
 
     ``events`` are those that can be read, and of these ``possible`` the ones that can have
-    happened. ``following`` is the event after the window, where it matters.
+    happened; ``sealed`` the rows from the first on that there is no key to. ``following`` is the
+    event after the window, where it matters.
     """
 
     state_id: StateId
@@ -60,6 +62,7 @@ class History(Struct, kw_only=True):
     events: list[Recorded] = []
     possible: list[Recorded] = []
     following: Recorded | None = None
+    sealed: Sequence[Row] = ()
     model: LanguageModel | None = None
     erased: bool = False
 
@@ -84,10 +87,15 @@ class States:
         self._after = after
         self._seen = seen
         self.courses = Courses(log)
+        self.lists = Lists(log, findings, after=after)
         # Of these nothing further can be said: something about them could not have happened.
-        self._stopped: set[StateId] = set()
+        self.stopped: set[StateId] = set()
+        # Of these there is no key to what they hold: how far each was followed by its versions.
+        self._sealed: dict[StateId, Version] = {}
         self._wrong: dict[tuple[ModelId, Constraint], str | None] = {}
         self.events = self.states = self.imported = self.erased = self.released = 0
+        self.imported_from: dict[str, None] = {}
+        self.erased_states: list[StateId] = []
 
     async def check(self, rows: Sequence[Row]) -> dict[StateId, History]:
         """Check and re-execute what happened in a window; rows are in the order of the log."""
@@ -99,7 +107,9 @@ class States:
             state_id: History(state_id=state_id, rows=own, standing=standings[state_id])
             for state_id, own in grouped.items()
         }
-        going = [one for one in histories.values() if one.state_id not in self._stopped]
+        for state_id in grouped.keys() & self._sealed.keys():
+            histories[state_id].sealed = grouped[state_id]
+        going = [one for one in histories.values() if one.state_id not in self.stopped]
         await asyncio.to_thread(self._read, going)
         for history in going:
             await self._equip(history)
@@ -111,18 +121,25 @@ class States:
             await self._check_beside(history)
         for model, asked in cut:
             await self._execution.execute(asked, model)
-        self._count(histories)
+        for history in histories.values():
+            self._check_sealed(history)
+            self.lists.take(history.rows, history.standing, next(iter(history.events), None))
+            self._count(history)
         return histories
 
-    def _count(self, histories: dict[StateId, History]) -> None:
-        for history in histories.values():
-            self.events += len(history.rows)
-            self.imported += sum(row.source is not None for row in history.rows)
-            self._check_listed(history)
-            if history.standing.first == history.rows[0].position:
-                self.states += 1
-                self.erased += history.erased
-                self._seen(history.state_id, history.erased)
+    def _count(self, history: History) -> None:
+        self.events += len(history.rows)
+        for logs in filter(None, map(logs_of, history.rows)):
+            self.imported += 1
+            if len(self.imported_from) < NAMED:
+                self.imported_from |= dict.fromkeys(logs)
+        if history.erased:
+            self.erased += 1
+            if len(self.erased_states) < NAMED:
+                self.erased_states.append(history.state_id)
+        if history.standing.first == history.rows[0].position:
+            self.states += 1
+            self._seen(history.state_id, history.erased)
 
     # reading
 
@@ -131,29 +148,61 @@ class States:
         for history in histories:
             for row in history.rows:
                 self._findings.diverges(None if row.source is None else compare_source(row))
-            for row in history.rows:
+            for index, row in enumerate(history.rows):
                 if row.version is None or row.version < 1:
-                    self._stopped.add(history.state_id)  # as was said of the row
+                    self.stopped.add(history.state_id)  # as was said of the row
                     break
                 try:
+                    check_seal(row, erasable=self._log.erasable)
                     history.events.append(decode(row))
+                except EventErased as error:
+                    self._cannot_open(history, index, error)
+                    break
                 except LogError as error:
                     self._cannot_follow(history, row, Version(row.version - 1), error)
                     break
 
     def _cannot_follow(self, history: History, row: Row, version: Version, error: LogError) -> None:
-        """End a state's history before a row, unless it was erased."""
-        self._stopped.add(history.state_id)
-        sealed = isinstance(error, EventErased)
-        if sealed and history.standing.type == ERASED:
-            history.erased = True
-            return
-        if sealed and not self._log.has_keys:
-            self._findings.not_held("sealed events were not re-executed: their keys are not here")
-            return
+        """End a state's history before a row."""
+        self.stopped.add(history.state_id)
         expected = f"an event that can follow version {version}"
-        actual = f"sealed, key missing: {error}" if sealed else str(error)
-        self._findings.diverges(broken(row, "event", expected, actual))
+        self._findings.diverges(broken(row, "event", expected, str(error)))
+
+    def _cannot_open(self, history: History, index: int, error: EventErased) -> None:
+        """End a state's history before a row for want of a key: it was erased, or keys are lost."""
+        row = history.rows[index]
+        before = Version((row.version or 1) - 1)
+        self.stopped.add(history.state_id)
+        history.sealed = history.rows[index:]
+        known = self._after or index or history.standing.first != row.position
+        self._sealed[history.state_id] = before if known else Version(0)
+        if any(one.opened is not None for one in history.rows):  # so there is a key
+            history.sealed = ()
+            wrong = UnknownEvent(row.position, "sealed, and the key of its state does not open it")
+            self._cannot_follow(history, row, before, wrong)
+        elif history.standing.type == ERASED:
+            history.erased = True
+        elif not self._log.has_keys:
+            self._findings.not_held("sealed events were not re-executed: their keys are not here")
+        else:
+            wrong = UnknownEvent(row.position, f"sealed, key missing: {error}")
+            self._cannot_follow(history, row, before, wrong)
+
+    def _check_sealed(self, history: History) -> None:
+        """Check what can be seen of rows that there is no key to: their order, and how they end."""
+        for row in history.sealed:
+            reached = self._sealed[row.state_id]
+            try:
+                check_seal(row, erasable=self._log.erasable)
+                if row.version != reached + 1:
+                    raise UnknownEvent(row.position, f"it is version {row.version}")
+                if not row.sealed:
+                    decode(row)
+                    if row.version != history.standing.version:
+                        raise UnknownEvent(row.position, "newer ones come after an erasure")
+            except LogError as error:
+                self._cannot_follow(history, row, reached, error)
+            self._sealed[row.state_id] = max(reached, Version(row.version or 0))
 
     async def _equip(self, history: History) -> None:
         """Find what the events of a state are held against: what was before, and its model."""
@@ -161,14 +210,23 @@ class States:
             return
         first, last = history.events[0], history.events[-1]
         before = Version(first.version - 1)
+        erased: EventErased | None = None
         try:
             history.course = await self.courses.at(history.state_id, before)
             if isinstance(last.event, ContextSlid):
                 rows = await self._log.state_rows(history.state_id, after=last.version, limit=1)
                 history.following = decode(rows[0]) if rows else None
+        except EventErased as error:
+            erased = error
         except LogError as error:
             history.events.clear()
             self._cannot_follow(history, first.row, before, error)
+            return
+        if erased is not None:  # perhaps since its rows were read
+            history.events.clear()
+            history.rows = [msgspec.structs.replace(row, opened=None) for row in history.rows]
+            history.standing = await self._standing(history.state_id) or history.standing
+            self._cannot_open(history, 0, erased)
             return
         match history.course.state, first.event:
             case (Live(model_id=model_id) | Deleted(model_id=model_id), _) | (
@@ -178,6 +236,15 @@ class States:
                 history.model = await self._model(model_id)
         if history.model is not None:
             await self._check_constraints(history.events, history.model)
+
+    async def _standing(self, state_id: StateId) -> Standing | None:
+        """Where a state stands now."""
+        found = await self._log.standings([state_id], after=self._after)
+        return found.get(state_id)
+
+    async def _is_erased(self, state_id: StateId) -> bool:
+        found = await self._log.standings([state_id], after=Position(0))
+        return state_id in found and found[state_id].type == ERASED
 
     async def _model(self, model_id: ModelId) -> LanguageModel | None:
         try:
@@ -236,7 +303,7 @@ class States:
             if model is not None:
                 if (found := self._unaskable(recorded, model)) is not None:
                     self._findings.diverges(found)
-                    self._stopped.add(state_id)
+                    self.stopped.add(state_id)
                     return
                 occurrence = course.place(recorded, following)
                 self._check_consistency(occurrence, model)
@@ -292,7 +359,7 @@ class States:
             return
         large = sum(map(len, blobs)) > INLINE_BYTES
         actual = await asyncio.to_thread(blobs_digest, blobs) if large else blobs_digest(blobs)
-        if actual != digest:
+        if actual != digest and not await self._is_erased(recorded.state_id):
             self._findings.diverges(divergence(recorded, "logits", digest, actual))
 
     async def _check_origin(self, recorded: Recorded, created: StateCreated) -> None:
@@ -301,39 +368,18 @@ class States:
             named = parents_of(created.origin)
             parents = [await self.courses.at(*parent) for parent in named]
         except LogError:
-            return  # the parent's own check says so, or it was erased
-        self._findings.diverges(consistency.compare_origin(recorded, parents))
+            await self._check_unread_parents(recorded, [parent for parent, _ in named])
+        else:
+            self._findings.diverges(consistency.compare_origin(recorded, parents))
 
-    def _check_listed(self, history: History) -> None:
-        """The list of states must say of each what its events say."""
-        standing, first, last = history.standing, history.rows[0], history.rows[-1]
-        listed = standing.listed
-        if listed is None:
-            if standing.first == first.position:
-                expected, actual = "a state that has events", "not among the states"
-                self._findings.diverges(_of_state(first, "states", expected, actual))
-            return
-        if last.version != standing.version:
-            return  # newer events come
-        told = {
-            "version": standing.version,
-            "deleted": standing.type in ENDED,
-            "erased": standing.type == ERASED,
-        }
-        for name, expected_now in told.items():
-            if (found := getattr(listed, name)) != expected_now:
-                self._findings.diverges(_of_state(last, f"states.{name}", expected_now, found))
-
-
-def _of_state(row: Row, field: str, expected: object, actual: object) -> Divergence:
-    return Divergence(
-        position=row.position,
-        state_id=row.state_id,
-        version=None,
-        field=field,
-        expected=expected,
-        actual=actual,
-    )
+    async def _check_unread_parents(self, recorded: Recorded, named: Sequence[StateId]) -> None:
+        """With a state all that began with it is erased. Else it is damaged, as its check says."""
+        erased = [parent for parent in named if await self._is_erased(parent)]
+        if not erased:
+            self._findings.not_held("what some states began with cannot be read")
+        elif not await self._is_erased(recorded.state_id):
+            expected = f"erased, as {erased[0]} was"
+            self._findings.diverges(divergence(recorded, "origin", expected, "not erased"))
 
 
 def _constraint(recorded: Recorded) -> Constraint | None:

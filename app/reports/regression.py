@@ -69,11 +69,15 @@ def table(regression: Regression) -> RenderableType:
         for name, (was, now) in regression.differences.items()
     ]
     skipped = [
-        f"skipped: {one.state_id}, {one.skipped}" for one in regression.states if one.skipped
+        f"skipped: {one.state_id}, {one.skipped}"
+        for one in regression.states
+        if wording.only_skipped(one)
     ]
     failed = [f"beyond its limit: {one}" for one in regression.failures]
     lines = [line for kind in (differs, skipped, changed, failed) for line in _some(kind)]
-    return Group(rows, *map(Text, lines))
+    left_out = sum(one.skipped is not None for one in regression.states)
+    count = f"replayed {len(regression.states) - left_out} states, skipped {left_out}"
+    return Group(rows, *map(Text, (count, *lines)))
 
 
 def _some(lines: list[str]) -> list[str]:
@@ -91,7 +95,7 @@ def junit(regression: Regression) -> str:
     counts = {
         "tests": str(len(states)),
         "failures": str(sum(bool(state.failures) for state in states)),
-        "skipped": str(sum(state.skipped is not None for state in states)),
+        "skipped": str(sum(wording.only_skipped(state) for state in states)),
     }
     suites = ElementTree.Element("testsuites", {"name": "cacher regress", **counts})
     name = f"{regression.model} against {regression.before}"
@@ -109,11 +113,11 @@ def junit(regression: Regression) -> str:
 def _add_case(suite: ElementTree.Element, state: StateRegression, log: str) -> None:
     names = {"classname": _xml(f"cacher.{log}"), "name": _xml(state.state_id)}
     case = ElementTree.SubElement(suite, "testcase", names)
-    if state.skipped is not None:
-        ElementTree.SubElement(case, "skipped", {"message": _xml(state.skipped)})
-    elif state.failures:
+    if state.failures:
         message = {"message": _xml("; ".join(state.failures)), "type": "regression"}
         ElementTree.SubElement(case, "failure", message).text = _xml(wording.explain(state))
+    elif state.skipped is not None:
+        ElementTree.SubElement(case, "skipped", {"message": _xml(state.skipped)})
     else:
         ElementTree.SubElement(case, "system-out").text = _xml(wording.explain(state))
 
@@ -144,7 +148,7 @@ def html(regression: Regression) -> str:
         levels=[wording.short(level) for level in LEVELS],
         states=[_state(state) for state in regression.states],
         failed=sum(bool(state.failures) for state in regression.states),
-        skipped=sum(state.skipped is not None for state in regression.states),
+        skipped=sum(wording.only_skipped(state) for state in regression.states),
     )
 
 

@@ -67,6 +67,11 @@ def first_change(state: StateRegression) -> str | None:
     )
 
 
+def only_skipped(state: StateRegression) -> bool:
+    """Whether a state was skipped, and may be."""
+    return state.skipped is not None and not state.failures
+
+
 def explain(state: StateRegression) -> str:
     """What became of a state, in a few lines."""
     if state.summary is None:

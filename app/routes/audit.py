@@ -8,7 +8,7 @@ from litestar import Response, Router, get
 from app.operations.proofs import Proofs, note
 from app.problems import RESPONSES
 from app.routes import feed
-from app.routes.handlers import reading
+from app.routes.handlers import following, reading
 from app.schemas import (
     ConsistencyView,
     EventList,
@@ -22,7 +22,7 @@ from domain.errors import NoSigningKey, invalid
 from domain.ids import Position
 
 
-@reading("/events", answer=EventList)
+@following("/events", answer=EventList)
 async def list_events(
     request: feed.AnyRequest, service: Service, after: feed.After = "0", limit: feed.Limit = None
 ) -> Response[Any]:
@@ -70,13 +70,18 @@ async def get_proof(
     That the event at ``position`` is among the first ``size``, or that the log of ``second``
     events begins with its ``first``. ``size`` and ``second`` are all events if they are absent.
     """
+    proofs = Proofs(service.log)
+    await proofs.size("size", size)
+    await proofs.size("second", second)
     match position, first:
         case int(), None if second is None:
-            return await _inclusion(service, Position(position), size)
+            return await _inclusion(service, proofs, Position(position), size)
         case None, int() if size is None:
-            return await _consistency(service, first, second)
-        case None, None:
+            return await _consistency(service, proofs, first, second)
+        case None, None if second is None:
             raise invalid("position", "is required, or first")
+        case None, None:
+            raise invalid("first", "is required: second goes with it")
         case None, _:
             raise invalid("size", "goes with position; with first it is second")
         case _, None:
@@ -85,8 +90,9 @@ async def get_proof(
             raise invalid("first", "cannot go with position: ask for one proof at a time")
 
 
-async def _inclusion(service: Service, position: Position, size: int | None) -> InclusionView:
-    proofs = Proofs(service.log)
+async def _inclusion(
+    service: Service, proofs: Proofs, position: Position, size: int | None
+) -> InclusionView:
     checkpoint = await proofs.checkpoint(size)
     (inclusion,) = await proofs.inclusions([position], checkpoint.size)
     ((_, digest),) = await service.log.hashes(after=Position(position - 1), limit=1)
@@ -98,8 +104,9 @@ async def _inclusion(service: Service, position: Position, size: int | None) -> 
     )
 
 
-async def _consistency(service: Service, first: int, second: int | None) -> ConsistencyView:
-    proofs = Proofs(service.log)
+async def _consistency(
+    service: Service, proofs: Proofs, first: int, second: int | None
+) -> ConsistencyView:
     consistency = await proofs.consistency(first, second)
     now = await proofs.checkpoint(consistency.second)
     return ConsistencyView(

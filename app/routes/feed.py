@@ -5,18 +5,14 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated, Any, Final
 
-import anyio
-from anyio.abc import TaskGroup
-from litestar import Litestar, MediaType, Request, Response
+from litestar import MediaType, Request, Response
+from litestar.datastructures.headers import Accept
 from litestar.params import Parameter
-from litestar.response import Stream
-from litestar.response.base import ASGIResponse
-from litestar.response.streaming import ASGIStreamingResponse
-from litestar.types import Receive, Send
 
 from app import sse
 from app.problems import problem_of
 from app.service import Service
+from app.streams import EventStream
 from domain.errors import invalid
 from domain.ids import Position, StateId
 
@@ -27,8 +23,8 @@ After = Annotated[str, Parameter(schema_extra={"pattern": r"^(head|\d{1,15})$"})
 
 DEFAULT_LIMIT: Final = 100
 
-PATIENCE_S: Final = 60.0
-"""How long a reader may take nothing."""
+_REFUSED: Final = re.compile(r";\s*q=0(\.0*)?\s*(;|$)", re.IGNORECASE)
+"""A kind of answer that is not acceptable (RFC 9110, section 12.4.2)."""
 
 
 def is_wanted(request: AnyRequest) -> bool:
@@ -38,7 +34,8 @@ def is_wanted(request: AnyRequest) -> bool:
         InvalidInput: it does not, but resumes a feed.
     """
     kinds: list[str] = [MediaType.JSON, sse.MEDIA_TYPE]
-    if request.accept.best_match(kinds, MediaType.JSON) == sse.MEDIA_TYPE:
+    accept = Accept(",".join(kind for kind in request.accept if not _REFUSED.search(kind)))
+    if accept.best_match(kinds, MediaType.JSON) == sse.MEDIA_TYPE:
         return True
     if "last-event-id" in request.headers:
         raise invalid("Last-Event-ID", f"resumes a feed: send it with Accept: {sse.MEDIA_TYPE}")
@@ -73,7 +70,7 @@ async def respond(
 
     Raises:
         InvalidInput: a position that is not of this log, or parameters of a page.
-        QueueFull: too many streams are open.
+        QueueFull: too many feeds are open.
     """
     for name, value in paging.items():
         if value is not None:
@@ -102,68 +99,11 @@ def _last_event_id(request: AnyRequest) -> Position | None:
 async def _counted(
     service: Service, chunks: AsyncGenerator[bytes, None]
 ) -> AsyncGenerator[bytes, None]:
-    """Nothing, once there is a place among the streams; then the chunks, or the problem."""
-    async with service.streams.turn(object()), aclosing(chunks):
+    """Nothing, once there is a place among the feeds; then the chunks, or the problem."""
+    async with service.followers.turn(object()), aclosing(chunks):
         yield b""
         try:
             async for chunk in chunks:
                 yield chunk
         except Exception as error:
             yield sse.event("error", problem_of(error))
-
-
-class EventStream(Stream):
-    """A response of server-sent events, or of others, that waits for no reader for ever.
-
-    However it ends, ``chunks`` are closed then; a reader that takes nothing for ``PATIENCE_S`` is
-    let go of.
-    """
-
-    def __init__(
-        self,
-        chunks: AsyncGenerator[bytes, None],
-        *,
-        media_type: str = sse.MEDIA_TYPE,
-        headers: dict[str, str] = sse.HEADERS,
-    ) -> None:
-        super().__init__(chunks, media_type=media_type, headers=headers)
-        self._chunks = chunks
-
-    def to_asgi_response(
-        self, app: Litestar | None, request: Request[Any, Any, Any], **_: Any
-    ) -> ASGIResponse:
-        """What sends it."""
-        return _Sending(self._chunks, headers=self.headers, media_type=self.media_type)
-
-
-class _Sending(ASGIStreamingResponse):
-    def __init__(self, chunks: AsyncGenerator[bytes, None], **options: Any) -> None:
-        super().__init__(iterator=chunks, **options)
-        self._chunks = chunks
-
-    async def send_body(self, send: Send, receive: Receive) -> None:
-        """Send the chunks until they end, the client leaves, or it takes nothing any more."""
-        async with aclosing(self._chunks), anyio.create_task_group() as group:
-            group.start_soon(_until_left, receive, group)
-            if await self._send_all(send):
-                await _taken(send, b"", more=False)
-            group.cancel_scope.cancel()
-
-    async def _send_all(self, send: Send) -> bool:
-        async for chunk in self._chunks:
-            if not await _taken(send, chunk, more=True):
-                return False
-        return True
-
-
-async def _taken(send: Send, chunk: bytes, *, more: bool) -> bool:
-    """Whether the reader had room for this chunk in time."""
-    with anyio.move_on_after(PATIENCE_S) as patience:
-        await send({"type": "http.response.body", "body": chunk, "more_body": more})
-    return not patience.cancelled_caught
-
-
-async def _until_left(receive: Receive, group: TaskGroup) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    group.cancel_scope.cancel()

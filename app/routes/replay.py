@@ -74,7 +74,7 @@ class Replay(Struct, frozen=True, kw_only=True):
         )
 
 
-@writing("/replay/verify", Verify, answer=Report)
+@writing("/replay/verify", Verify, answer=Report, later=Replay)
 async def verify(data: Verify, request: AnyRequest, service: Service) -> Response[Any]:
     """Re-execute states or the whole log and hold what comes out against what is recorded.
 

@@ -12,7 +12,7 @@ from app.operations import erasure
 from app.operations import states as operations
 from app.operations.states import Content
 from app.routes import feed
-from app.routes.handlers import deleting, reading, writing
+from app.routes.handlers import deleting, following, reading, writing
 from app.schemas import (
     CacheView,
     ChangeConfig,
@@ -35,7 +35,8 @@ from domain import decide
 from domain.errors import StateNotFound, VersionNotFound, invalid
 from domain.events import Recorded
 from domain.ids import ModelId, Position, StateId, Version
-from domain.state import Live
+from domain.log_errors import LogError
+from domain.state import Live, State
 
 AnyRequest = Request[Any, Any, Any]
 Limit = Annotated[int, Parameter(ge=1, le=100)]
@@ -82,7 +83,7 @@ async def list_states(
     cursor: str | None = None,
     model_id: str | None = None,
 ) -> StateList:
-    """Live states, newest first."""
+    """Live states, newest first; those that cannot be read are named."""
     if cursor is not None and not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
         raise invalid("cursor", "must be a next_cursor of an earlier page")
     page = await service.log.live_states(
@@ -90,11 +91,20 @@ async def list_states(
         cursor=None if cursor is None else Position(int(cursor)),
         model_id=None if model_id is None else ModelId(model_id),
     )
-    found = [await service.state(state_id) for state_id in page.state_ids]
+    found = [await _readable(service, state_id) for state_id in page.state_ids]
+    lost = [state_id for state_id, state in zip(page.state_ids, found, strict=True) if not state]
     return StateList(
         states=[answers.state(state) for state in found if isinstance(state, Live)],
+        unreadable=lost or UNSET,
         next_cursor=None if page.next_cursor is None else str(page.next_cursor),
     )
+
+
+async def _readable(service: Service, state_id: StateId) -> State | None:
+    try:
+        return await service.state(state_id)
+    except (LogError, StateNotFound):  # one does not stand in the way of the others
+        return None
 
 
 @reading("/states/{state_id:str}")
@@ -226,7 +236,7 @@ async def forward(data: Forward, request: AnyRequest, service: Service) -> Respo
     return Response(answer, headers=etag(answer.version))
 
 
-@reading("/states/{state_id:str}/events", answer=EventList)
+@following("/states/{state_id:str}/events", answer=EventList)
 async def list_state_events(
     state_id: str,
     request: AnyRequest,

@@ -1,6 +1,7 @@
 """``/v1/states/{state_id}/export`` and ``/v1/states/import``: states that go elsewhere."""
 
 import hashlib
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -17,20 +18,25 @@ from app.calls import call_of, etag
 from app.operations import transfer
 from app.operations.transfer import Export
 from app.problems import RESPONSES
-from app.routes.feed import EventStream
 from app.schemas import ImportedView
 from app.service import Call, Service
-from domain.errors import StateIsErased
+from app.streams import CutOff, EventStream
+from domain.errors import Refusal, StateIsErased
 from domain.events import Recorded
 from domain.ids import StateId, Version
+from domain.log_errors import LogError
 from domain.state import Erased, Live
 
 MEDIA_TYPE: Final = "application/gzip"
 
-UNPACKED: Final = 16
-"""An export may unpack to so many times the bytes that it may have."""
+UNPACKED: Final = 4
+"""An export may unpack to so many times the bytes that it may have: it is held until all of it has
+proven itself.
+"""
 
 AnyRequest = Request[Any, Any, Any]
+
+logger = logging.getLogger(__name__)
 
 
 @get(
@@ -57,11 +63,17 @@ async def export_state(state_id: str, service: Service, version: int | None = No
 async def _counted(
     service: Service, parts: AsyncGenerator[bytes, None]
 ) -> AsyncGenerator[bytes, None]:
-    """Nothing, once there is a place among the streams; then the parts."""
-    async with service.streams.turn(object()), aclosing(parts):
+    """Nothing, once there is a place among the exports and a first part; then the parts."""
+    async with service.exports.turn(object()), aclosing(parts):
+        first = await anext(parts)
         yield b""
-        async for part in parts:
-            yield part
+        yield first
+        try:
+            async for part in parts:
+                yield part
+        except (LogError, Refusal) as error:
+            logger.error("an export was cut off: %s", error)
+            raise CutOff from error
 
 
 @dataclass

@@ -20,7 +20,7 @@ from domain.log_errors import ChainBroken, LogError
 from domain.upkeep import Checked
 from infra.log import queries
 from infra.log.batch import as_row
-from infra.log.files import beside, put
+from infra.log.files import beside, partial_of, put
 from infra.log.migrate import lock
 from infra.log.sqlite_reader import identity, read_only
 
@@ -54,7 +54,7 @@ def back_up(
     path, target = path.resolve(), target.resolve()
     if path == target:
         raise LogError(f"{target} is the log itself; name another file for its backup")
-    partial = Path(f"{target}.partial")
+    partial = partial_of(target)
     with _reserved(target, replace=replace):
         partial.unlink(missing_ok=True)
         try:
@@ -80,6 +80,10 @@ def check(path: Path) -> Checked:
     Raises:
         LogError: it is no log, or one of another schema.
     """
+    if not path.exists():
+        raise LogError(f"there is no file {path}")
+    if path.stat().st_size == 0:
+        raise LogError(f"{path} is empty: it is no log")
     found: dict[StateId, tuple[int, int]] = {}
     events = 0
     with read_only(path) as connection:

@@ -10,7 +10,6 @@ an index into its ``runs``, a ``sampled`` token of -1 says that none was drawn. 
 """
 
 import hashlib
-import os
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -32,6 +31,7 @@ from domain.ids import ModelId, Position, StateId, TokenId, Version
 from domain.teacher_forcing import Before
 from domain.transfer import Identity
 from domain.work import Reference, RowKind
+from infra.log.files import writing
 
 PLACES: Final = {
     "version": "<i4",
@@ -153,17 +153,10 @@ class BaselineFileWriter:
             fingerprints=tuple(self._fingerprints.values()),
             sha256={name: column.sha256.hexdigest() for name, column in self._columns.items()},
         )
-        part = self._path.with_name(f"{self._path.name}.part")
-        try:
-            with part.open("wb") as file:
-                file.write(self._prelude(header))
-                for column in self._columns.values():
-                    file.writelines(column.chunks())
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(self._path)
-        finally:
-            part.unlink(missing_ok=True)
+        with writing(self._path) as file:
+            file.write(self._prelude(header))
+            for column in self._columns.values():
+                file.writelines(column.chunks())
 
     def _prelude(self, header: Header) -> bytes:
         """What comes before the tensors in a safetensors file."""

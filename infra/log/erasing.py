@@ -2,12 +2,13 @@
 
 The transaction that records it also lets go of all that is kept beside the states' events. Then
 their keys are destroyed, and the WAL, which may hold what was overwritten, is emptied. A crash, or
-a disk that fails, leaves states that are erased and whose keys are still there: the next start
-finishes them, and every later transaction tries to.
+a disk that fails, leaves states that are erased and whose keys are still there: nobody is given
+what they open, and the writer tries again and again to destroy them, the next one too.
 """
 
 import logging
 import sqlite3
+import time
 from collections.abc import Iterator
 from typing import Final
 
@@ -25,6 +26,9 @@ from infra.log.sealing import Sealer
 
 _AT_ONCE: Final = 1000
 
+RETRY_S: Final = 5.0
+"""How long after a failure the destruction of keys is tried again."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -37,23 +41,57 @@ class Erasure(Struct, frozen=True, kw_only=True):
 
 
 class Eraser:
-    """Erases states, in the writer's thread and on its connection.
-
-    ``due`` are states that are erased and whose keys may still be there.
-    """
+    """Erases states, in the writer's thread and on its connection."""
 
     def __init__(self, connection: sqlite3.Connection, sealer: Sealer) -> None:
         self._connection = connection
         self._sealer = sealer
-        self.due: set[StateId] = {one for page in self._erased() for one in sealer.find(page)}
-        self._finish()
+        self._due = 0.0
+        for page in self._erased():
+            sealer.doom(sealer.find(page))
+        self.finish()
 
     def erase(self, erasure: Erasure) -> Outcome:
-        """Erase states, or say why not.
+        """Erase states, or say why not; also of states that are erased if their keys are left.
 
         Raises:
             sqlite3.Error: nothing was recorded; the transaction may still be open.
         """
+        outcome = self._recorded(erasure)
+        if self._sealer.doomed.isdisjoint(erasure.state_ids) or not (error := self.finish()):
+            return outcome
+        return LogUnavailable(
+            "the states are recorded as erased, but their keys could not be destroyed yet:"
+            f" {error}. That is tried again until it is done"
+        )
+
+    def retry(self) -> float | None:
+        """Finish what is left, if it is time to; returns how long it is until then, if ever."""
+        if self._sealer.doomed and time.monotonic() >= self._due:
+            self.finish()
+        return max(0.0, self._due - time.monotonic()) if self._sealer.doomed else None
+
+    def finish(self) -> Exception | None:
+        """Destroy the keys of all states that were erased; returns what stood in the way."""
+        if not self._sealer.doomed:
+            return None
+        try:
+            self._sealer.destroy()
+            empty_wal(self._connection)
+        except (sqlite3.Error, OSError) as error:
+            self._due = time.monotonic() + RETRY_S
+            _log.error("keys of erased states are still there: %s", error)
+            return error
+        self._sealer.doomed.clear()
+        return None
+
+    def _erased(self) -> Iterator[list[StateId]]:
+        last = ""
+        while page := self._connection.execute(queries.ERASED_STATES, (last, _AT_ONCE)).fetchall():
+            yield [state_id for (state_id,) in page]
+            ((last,),) = page[-1:]
+
+    def _recorded(self, erasure: Erasure) -> Outcome:
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             recorded = self._record(erasure)
@@ -61,29 +99,8 @@ class Eraser:
             self._connection.execute("ROLLBACK")
             return refused
         self._connection.execute("COMMIT")
-        self.due.update(erasure.state_ids)
-        try:
-            self._finish()
-        except (sqlite3.Error, OSError) as error:
-            _log.exception("keys of erased states are still there")
-            return LogUnavailable(
-                "the states are recorded as erased, but their keys could not be destroyed yet:"
-                f" {error}. That is tried again until it is done"
-            )
+        self._sealer.doom(erasure.state_ids)
         return recorded
-
-    def retry(self) -> None:
-        """Finish what is due, if it can be."""
-        try:
-            self._finish()
-        except (sqlite3.Error, OSError):
-            _log.exception("keys of erased states are still there")
-
-    def _erased(self) -> Iterator[list[StateId]]:
-        last = ""
-        while page := self._connection.execute(queries.ERASED_STATES, (last, _AT_ONCE)).fetchall():
-            yield [state_id for (state_id,) in page]
-            ((last,),) = page[-1:]
 
     def _record(self, erasure: Erasure) -> tuple[Recorded, ...]:
         batch = Batch(self._connection, self._sealer)
@@ -128,13 +145,6 @@ class Eraser:
         (size,) = execute(queries.LOGITS_OF_STATE, (state_id,)).fetchone()
         execute(queries.DELETE_LOGITS_OF_STATE, (state_id,))
         execute(queries.COUNT_LOGITS, (-size,))
-
-    def _finish(self) -> None:
-        if not self.due:
-            return
-        self._sealer.destroy(self.due)
-        self.due = set()
-        empty_wal(self._connection)
 
 
 def empty_wal(connection: sqlite3.Connection) -> None:

@@ -25,7 +25,9 @@ from infra.log import queries
 KEY_BYTES: Final = 32
 """256 bits: of the key of a state, and of the secret of a log."""
 
-_BUSY_TIMEOUT_S: Final = 5.0
+_BUSY_TIMEOUT_S: Final = 0.5
+"""Nobody else has business here for longer, and every append waits meanwhile."""
+
 _JOURNAL_KEPT_BYTES: Final = 1 << 16
 
 _CREATE: Final = """

@@ -27,6 +27,13 @@ SELECT position, state_id, version, at_version, type, schema, payload, fingerpri
 FROM events WHERE position > ? AND position <= ? ORDER BY position LIMIT ?
 """
 
+# Events before the first position that a log can have, at most so many.
+ROWS_BEFORE_FIRST: Final = """
+SELECT position, state_id, version, at_version, type, schema, payload, fingerprint,
+       recorded_at, actor, request_id, previous_hash, hash, source
+FROM events WHERE position < 1 ORDER BY position LIMIT ?
+"""
+
 # Events of one state in order: after a version, up to and with another, at most so many.
 STATE_ROWS: Final = """
 SELECT position, state_id, version, at_version, type, schema, payload, fingerprint,
@@ -69,7 +76,21 @@ ORDER BY created_position DESC LIMIT ?
 
 # Every state that ever was, oldest first.
 STATE_IDS: Final = """
-SELECT state_id FROM states WHERE created_position > 0 ORDER BY created_position
+SELECT state_id FROM events GROUP BY state_id ORDER BY min(position)
+"""
+
+# States that are listed and have no events, at most so many.
+PHANTOMS: Final = """
+SELECT state_id, created_position FROM states
+WHERE state_id >= '' AND NOT EXISTS (SELECT 1 FROM events WHERE state_id = states.state_id)
+LIMIT ?
+"""
+
+# Which state began with what another held: those that began after a position and up to another.
+KINSHIPS: Final = """
+SELECT coalesce(created_position, 0) AS began, child_id, parent_id
+FROM parents LEFT JOIN states ON state_id = child_id
+WHERE parent_id >= '' AND (created_position IS NULL OR began > ? AND began <= ?)
 """
 
 # Where some of the states (a JSON array) stand by their events after a position, and as projected.
@@ -82,7 +103,7 @@ WITH asked AS (
 )
 SELECT asked.state_id, first, newest,
        (SELECT type FROM events WHERE state_id = asked.state_id AND version = newest),
-       created_position, states.version, deleted, erased
+       model_id, created_position, states.version, deleted, erased
 FROM asked LEFT JOIN states ON states.state_id = asked.state_id
 WHERE first IS NOT NULL
 """
@@ -96,7 +117,9 @@ WHERE position > coalesce(
 """
 
 # The roots over full tiles of events, in order.
-TILES: Final = "SELECT number, last_position, hash FROM tiles WHERE number >= 0 ORDER BY number"
+TILES: Final = """
+SELECT number, last_position, hash FROM tiles WHERE number >= -9223372036854775808 ORDER BY number
+"""
 
 # The newest tile that is kept.
 NEWEST_TILE: Final = """

@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from domain.chain import Head, Row
+from domain.events import DELETED
 from domain.log_errors import LogError
 from domain.reading import Admitted, Reading
 from infra.log import queries
@@ -127,5 +128,5 @@ def _project_unreadable(connection: sqlite3.Connection, rows: Sequence[Row]) -> 
     )
     connection.executemany(
         queries.UPDATE_STATE,
-        [(row.version, row.type == "state_deleted", row.state_id) for row in changed],
+        [(row.version, row.type == DELETED, row.state_id) for row in changed],
     )

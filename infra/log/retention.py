@@ -7,17 +7,13 @@ transaction of the writer, and more than what comes in, so that it always catche
 
 import sqlite3
 from collections.abc import Sequence
-from contextlib import closing
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Final
 
 from msgspec import Struct
 
-from domain.log_errors import LogError
 from domain.upkeep import Released
 from infra.log import queries
-from infra.log.migrate import check_current, lock
 
 STEP_EVENTS: Final = 64
 STEP_BYTES: Final = 8 << 20
@@ -74,33 +70,6 @@ def release(
         connection.execute(queries.DELETE_LOGITS, (until, last))
         connection.execute(queries.COUNT_RELEASED_LOGITS, (gone, last))
     return Released(events, gone)
-
-
-def prune(path: Path, retention: Retention, now: str) -> Released:
-    """Let go of all that is beyond the limits; the free space is used again by later events.
-
-    Raises:
-        LogIsLocked: a server writes to the log: it does this itself.
-        LogError: there is no log of this release's schema, or it cannot be written.
-    """
-    path = path.resolve()
-    if not path.exists():
-        raise LogError(f"there is no log at {path}")
-    held, events, gone = lock(path), 0, 0
-    try:
-        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-            check_current(connection, path)
-            while True:
-                connection.execute("BEGIN IMMEDIATE")
-                step = release(connection, retention, now)
-                connection.execute("COMMIT")
-                if not step.events:
-                    return Released(events, gone)
-                events, gone = events + step.events, gone + step.bytes
-    except sqlite3.Error as error:
-        raise LogError(f"{path} could not be pruned to its end: {error}") from error
-    finally:
-        held.release()
 
 
 def _earlier(moment: str, days: int) -> str:

@@ -9,7 +9,7 @@ import base64
 import hmac
 import os
 import secrets
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 from typing import Final
 
@@ -92,16 +92,24 @@ class Places:
 
 
 class Opener:
-    """Opens what is sealed in a log, as far as there are keys. For any thread."""
+    """Opens what is sealed in a log, as far as there are keys. For any thread.
+
+    What the states held that are ``doomed`` stays shut, whether or not their keys are still there.
+    """
 
     def __init__(self, log_id: str, keyring: Keyring) -> None:
         self._places = Places(log_id)
         self._keyring = keyring
+        self.doomed: Set[StateId] = frozenset()
 
     def rows(self, rows: Sequence[Row]) -> list[Row]:
         """Rows with what their payloads hold."""
-        keys = self._keyring.find({row.state_id for row in rows if row.sealed})
+        keys = self._keys({row.state_id for row in rows if row.sealed})
         return [self._row(row, keys.get(row.state_id)) if row.sealed else row for row in rows]
+
+    def _keys(self, state_ids: Iterable[StateId]) -> dict[StateId, bytes]:
+        found = self._keyring.find(state_ids)
+        return {state_id: key for state_id, key in found.items() if state_id not in self.doomed}
 
     def _row(self, row: Row, key: bytes | None) -> Row:
         opened = unseal_text(key, row.payload, self._places.event(row))
@@ -111,7 +119,7 @@ class Opener:
         self, state_id: StateId, version: Version | None, stored: Sequence[bytes]
     ) -> tuple[bytes, ...]:
         """The blobs kept beside an event, in order; one that does not open is left empty."""
-        key = self._keyring.find([state_id]).get(state_id)
+        key = self._keys([state_id]).get(state_id)
         return tuple(
             unseal(key, data, self._places.blob(state_id, version, step)) or b""
             for step, data in enumerate(stored)
@@ -119,7 +127,7 @@ class Opener:
 
     def intent(self, state_id: StateId, base_version: Version, stored: str) -> str | None:
         """What an intent holds."""
-        key = self._keyring.find([state_id]).get(state_id)
+        key = self._keys([state_id]).get(state_id)
         return unseal_text(key, stored, self._places.intent(state_id, base_version))
 
 
@@ -168,13 +176,16 @@ class Sealer(Plain):
     """How an erasable log keeps things. All but digests for the thread that writes it.
 
     Digests are keyed (HMAC with SHA-256, RFC 2104), since whoever guesses a request could
-    otherwise tell that it was made.
+    otherwise tell that it was made. ``doomed`` are states that are erased and whose keys may still
+    be there.
     """
 
     def __init__(self, log_id: str, keyring: Keyring) -> None:
         self.keyring = keyring
+        self.doomed: set[StateId] = set()
         self._places = Places(log_id)
         self._opener = Opener(log_id, keyring)
+        self._opener.doomed = self.doomed
         self._fresh: dict[StateId, bytes] = {}
         self._at_hand: dict[StateId, bytes] = {}
 
@@ -192,11 +203,15 @@ class Sealer(Plain):
         """Those of these states that have a key."""
         return self.keyring.find(state_ids)
 
-    def destroy(self, state_ids: Collection[StateId]) -> None:
-        """Destroy the keys of states, here and on disk."""
+    def doom(self, state_ids: Iterable[StateId]) -> None:
+        """Use the keys of states no more."""
         for state_id in state_ids:
+            self.doomed.add(state_id)
             self._at_hand.pop(state_id, None)
-        self.keyring.destroy(state_ids)
+
+    def destroy(self) -> None:
+        """Destroy the keys of the doomed states on disk."""
+        self.keyring.destroy(self.doomed)
 
     def close(self) -> None:
         """Close the file of the keys."""
@@ -240,7 +255,8 @@ class Sealer(Plain):
     def _key(self, state_id: StateId, *, new: bool = False) -> bytes:
         if key := self._fresh.get(state_id) or self._at_hand.get(state_id):
             return key
-        if key := self.keyring.find([state_id]).get(state_id):
+        found = {} if state_id in self.doomed else self.keyring.find([state_id])
+        if key := found.get(state_id):
             if len(self._at_hand) >= _KEYS_AT_HAND:
                 self._at_hand.clear()
             self._at_hand[state_id] = key

@@ -22,7 +22,7 @@ from infra.log.draft import adoption, draft, scope
 from infra.log.erasing import Erasure
 from infra.log.migrate import apply, carried, lock
 from infra.log.retention import KEEP_ALL, Retention
-from infra.log.sealing import Plain, open_sealer
+from infra.log.sealing import Plain, Sealer, open_sealer
 from infra.log.sqlite_reader import SqliteReader
 from infra.log.tiles import catch_up
 from infra.log.wal import check_wal
@@ -91,6 +91,8 @@ class SqliteLog(SqliteReader):
             await writer.close()
             raise
         log._writer, log._sealer = writer, sealer
+        if log._opener is not None and isinstance(sealer, Sealer):
+            log._opener.doomed = sealer.doomed
         return log
 
     async def close(self) -> None:

@@ -19,7 +19,7 @@ from domain.ids import ModelId, Position, StateId, Version
 from domain.log_errors import LogError
 from domain.merkle import TILE, Tile
 from domain.ports import StatePage
-from domain.report import Listed, Standing
+from domain.report import Kinship, Listed, Standing
 from infra.log import queries
 from infra.log.batch import as_row
 from infra.log.keyring import Keyring, key_file
@@ -38,6 +38,9 @@ _LAST: Final = 2**63 - 1
 
 _AT_ONCE: Final = 4
 """Rows of a page that are fetched together: more would be faster, and hold more beyond its size."""
+
+_PHANTOMS: Final = 1000
+"""States without events that are named."""
 
 _BUSY_TIMEOUT_S: Final = 5.0
 
@@ -133,6 +136,10 @@ class SqliteReader:
             _ALL if limit is None else limit,
         )
 
+    async def rows_before_first(self, *, limit: int) -> list[Row]:
+        """Rows at positions before 1, where no log has any."""
+        return await self._rows(queries.ROWS_BEFORE_FIRST, limit)
+
     async def newest(self, state_id: StateId) -> Row | None:
         """The row of a state's latest version; null if there is no such state."""
         found = await self._rows(queries.STATE_NEWEST, state_id)
@@ -203,7 +210,7 @@ class SqliteReader:
         )
 
     async def state_ids(self) -> list[StateId]:
-        """Every state that ever was, oldest first."""
+        """Every state that has events, oldest first."""
         return [StateId(state_id) for (state_id,) in await self._fetch(queries.STATE_IDS)]
 
     async def standings(
@@ -220,15 +227,34 @@ class SqliteReader:
             )
         }
 
+    async def phantoms(self) -> list[tuple[StateId, Position]]:
+        """Some of the states that are listed and have no events, and where they are said to begin.
+
+        None only if there are none.
+        """
+        found = await self._fetch(queries.PHANTOMS, _PHANTOMS)
+        return [(StateId(state_id), Position(position)) for state_id, position in found]
+
+    async def kinships(self, *, after: Position, until: Position) -> list[Kinship]:
+        """What is listed of which state began with what another held, by where it began."""
+        return [
+            Kinship(position=position, child=child, parent=parent)
+            for position, child, parent in await self._fetch(queries.KINSHIPS, after, until)
+        ]
+
     async def size(self) -> int:
         """Number of events."""
         ((tiles, beyond),) = await self._fetch(queries.SIZE)
         return int(tiles) * TILE + int(beyond)
 
-    async def tiles(self) -> list[Tile]:
-        """The roots over full tiles of events that are kept, in order and without a gap."""
+    async def tiles(self, *, every: bool = False) -> list[Tile]:
+        """The roots over full tiles of events that are kept, in order and without a gap.
+
+        With ``every`` also those that come after a gap, or whose number none can have.
+        """
         found = [Tile(*columns) for columns in await self._fetch(queries.TILES)]
-        return [tile for index, tile in enumerate(found) if tile.number == index]
+        kept = (tile for tile in found if tile.number >= 0)
+        return found if every else [one for index, one in enumerate(kept) if one.number == index]
 
     async def hashes(self, *, after: Position, limit: int) -> list[tuple[Position, bytes]]:
         """Hashes of events in order, from the one after position ``after``."""
@@ -278,11 +304,15 @@ class SqliteReader:
 
 
 def _listed(columns: Sequence[Any]) -> Listed | None:
-    position, version, deleted, erased = columns
+    model_id, position, version, deleted, erased = columns
     if position is None:
         return None
     return Listed(
-        created_position=position, version=version, deleted=bool(deleted), erased=bool(erased)
+        model_id=model_id,
+        created_position=position,
+        version=version,
+        deleted=bool(deleted),
+        erased=bool(erased),
     )
 
 

@@ -10,9 +10,10 @@ import asyncio
 import logging
 import sqlite3
 import threading
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Final
 
 from filelock import BaseFileLock
@@ -102,9 +103,7 @@ class Writer:
     def _run(self) -> None:
         closing = False
         while not closing:
-            taken = [self._jobs.get()]
-            while not self._jobs.empty():
-                taken.append(self._jobs.get())
+            taken = self._taken()
             batch = [entry for entry in taken if entry is not None]
             closing = len(batch) < len(taken)
             if batch:
@@ -112,6 +111,17 @@ class Writer:
                 answers = [answer for _, answer in batch]
                 self._loop.call_soon_threadsafe(self._answer, answers, outcomes)
         self._finish()
+
+    def _taken(self) -> list[tuple[Job | Erasure, _Answer] | None]:
+        """All that waits, once anything does; what is left of erasures is done meanwhile."""
+        taken: list[tuple[Job | Erasure, _Answer] | None] = []
+        while not taken:
+            patience_s = None if self._eraser is None else self._eraser.retry()
+            with suppress(Empty):
+                taken.append(self._jobs.get(timeout=patience_s))
+        while not self._jobs.empty():
+            taken.append(self._jobs.get())
+        return taken
 
     def _outcomes(self, jobs: list[Job | Erasure]) -> list[Outcome]:
         """Carry out jobs in order: an erasure is a transaction of its own."""
@@ -129,10 +139,8 @@ class Writer:
             return [_unavailable(self._path, error) for _ in jobs]
 
     def _carry_out(self, jobs: list[Job | Erasure]) -> list[Outcome]:
-        if self._eraser is not None:
-            self._eraser.retry()
-            if isinstance(jobs[0], Erasure):
-                return [self._eraser.erase(jobs[0])]
+        if self._eraser is not None and isinstance(jobs[0], Erasure):
+            return [self._eraser.erase(jobs[0])]
         together = [job for job in jobs if not isinstance(job, Erasure)]
         return write_batch(self._connection, together, self._retention, self._sealer)
 
@@ -161,6 +169,8 @@ class Writer:
         self._news = asyncio.Event()
 
     def _finish(self) -> None:
+        if self._eraser is not None:
+            self._eraser.finish()
         try:
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.Error:

@@ -153,7 +153,9 @@ def test_one_state_is_verified_by_computing_it_again(client: httpx.Client) -> No
         "events_checked",
         "states_checked",
         "imported",
+        "imported_from",
         "erased",
+        "erased_states",
         "tokens_recomputed",
         "tokens_reused",
         "divergences_found",
@@ -406,6 +408,65 @@ def test_the_schema_describes_every_refusal_as_a_problem(schema: Json) -> None:
     references = {content[PROBLEM_JSON]["schema"]["$ref"] for content in refusals}
     (described,) = (_resolve(schema, reference) for reference in references)
     assert {"type", "title", "status", "detail"} <= set(described["properties"])
+
+
+def test_the_schema_says_what_routes_answer_without_a_key(schema: Json) -> None:
+    for path, item in schema["paths"].items():
+        for operation in item.values():
+            assert ({"401", "403"} <= set(operation["responses"])) == path.startswith("/v1/")
+
+
+def _headers_of(operation: Json) -> set[str]:
+    return {one["name"] for one in operation["parameters"] if one["in"] == "header"}
+
+
+@pytest.mark.parametrize("path", ["/v1/events", "/v1/states/{state_id}/events"])
+def test_the_schema_says_that_events_can_be_followed(schema: Json, path: str) -> None:
+    operation = schema["paths"][path]["get"]
+    content = operation["responses"]["200"]["content"]
+    assert set(content) == {"application/json", "text/event-stream"}
+    assert "content" not in operation["responses"]["204"]
+    assert _headers_of(operation) == {"Last-Event-ID"}
+
+
+def test_the_schema_says_that_a_report_may_come_later(schema: Json) -> None:
+    operation = schema["paths"]["/v1/replay/verify"]["post"]
+    later = operation["responses"]["202"]
+    assert set(later["headers"]) == {"Location", "Retry-After", "Preference-Applied"}
+    (content,) = later["content"].values()
+    assert "replay_id" in _resolve(schema, content["schema"]["$ref"])["properties"]
+    assert _headers_of(operation) == {"Prefer"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PUT", "/v1/events", {"GET"}),
+        ("GET", "/v1/states/fork", {"POST"}),
+        ("PATCH", "/v1/states/state-0", {"GET", "DELETE"}),
+        ("POST", "/health", {"GET"}),
+    ],
+)
+def test_a_method_that_a_route_does_not_have_is_answered_with_those_it_has(
+    client: httpx.Client, method: str, path: str, allowed: set[str]
+) -> None:
+    answer = client.request(method, path)
+    assert_problem(answer, 405, "method-not-allowed")
+    assert set(answer.headers["allow"].split(", ")) == {*allowed, "OPTIONS"}
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "text/event-stream;q=0",
+        "text/event-stream; Q=0.000",
+        "text/event-stream;q=0, text/html",
+        "text/event-stream;q=0, application/json;q=0.1",
+    ],
+)
+def test_who_does_not_accept_a_feed_gets_a_page(client: httpx.Client, accept: str) -> None:
+    answer = client.get("/v1/events", headers={"Accept": accept})
+    assert answer.headers["content-type"] == "application/json"
 
 
 def test_every_reference_in_the_schema_leads_somewhere(schema: Json) -> None:

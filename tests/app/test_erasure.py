@@ -5,13 +5,14 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import httpx
 import msgspec
 import pytest
 
+from domain.ids import StateId
 from infra.log.keyring import Keyring, key_file, prepare
 from tests.app.api import (
     LONG_TEXT,
@@ -328,6 +329,125 @@ def test_what_cannot_be_meant_is_refused(client: httpx.Client) -> None:
         assert_problem(answer, 400, "invalid-input", "forks")
         answer = client.delete(f"/v1/states/{state_id}", params={"erase": "perhaps"})
         assert_problem(answer, 400, "invalid-input", "erase")
+
+
+# keys that cannot be destroyed yet, or are gone already
+
+
+@contextmanager
+def keys_held(database: Path) -> Iterator[None]:
+    """Nobody else can write to the file of the keys meanwhile."""
+    with closing(sqlite3.connect(key_file(database), isolation_level=None)) as keys:
+        keys.execute("BEGIN IMMEDIATE")
+        yield
+
+
+def test_nothing_of_it_is_served_while_its_key_cannot_be_destroyed(
+    client: httpx.Client, vault: Server
+) -> None:
+    state_id = create(client, text=LONG_TEXT)["state_id"]
+    generate(client, state_id, 2)
+    child = fork(client, state_id)[0]["state_id"]
+    other = create(client)["state_id"]
+    path = f"/v1/states/{state_id}"
+    headers = {"Idempotency-Key": "erasure-keys-held"}
+    log_id = prepare(vault.database, erasable=True)
+    assert log_id is not None
+    with closing(Keyring.open(vault.database, log_id)) as ring:
+        keys = ring.find([StateId(state_id), StateId(child)])
+        assert len(keys) == 2
+        with keys_held(vault.database):
+            for _ in range(2):
+                answer = client.delete(path, params=asking(forks=True), headers=headers)
+                problem = assert_problem(answer, 503, "log-unavailable")
+                assert "recorded as erased" in problem["detail"]
+            assert ring.find(keys) == keys
+            for one in (state_id, child):
+                assert_erased(client.get(f"/v1/states/{one}"), one)
+                assert_erased(client.get(f"/v1/states/{one}?version=1"), one)
+                assert_problem(client.get(f"/v1/states/{one}/export"), 410, "state-erased")
+                assert not any("content" in event for event in events(client, one))
+            forward(client, other)  # others go on
+        answer = ok(client.delete(path, params=asking(forks=True), headers=headers))
+        assert answer["erased"] == [state_id, child]
+        assert ring.find(keys) == {}
+
+
+def test_what_was_computed_from_it_is_dropped_before_its_key_is(
+    client: httpx.Client, vault: Server
+) -> None:
+    text = "A zebra" + LONG_TEXT
+    state_id, alike = create(client, text=text)["state_id"], create(client, text=text)["state_id"]
+    generate(client, state_id, 1)
+    before = read(client, alike, include="cache")["cache"]["tokens_hot"]
+    with keys_held(vault.database):
+        answer = client.delete(f"/v1/states/{state_id}", params=asking())
+        assert_problem(answer, 503, "log-unavailable")
+        assert before > read(client, alike, include="cache")["cache"]["tokens_hot"] == 0
+
+
+@pytest.fixture(scope="module")
+def worn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Client, list[str]]]:
+    """A server on a log with a state whose key is gone, its fork, two damaged ones, a good one."""
+    database = tmp_path_factory.mktemp("worn") / "cacher.db"
+    with Server(database, CACHER_ERASABLE="1") as server:
+        with server.client() as client:
+            first = create(client, text=SECRET)["state_id"]
+            ids = [first, fork(client, first)[0]["state_id"]]
+            ids += [create(client)["state_id"] for _ in range(3)]
+        server.stop()
+        with closing(sqlite3.connect(key_file(database), isolation_level=None)) as keys:
+            keys.execute("UPDATE keys SET key = zeroblob(32) WHERE state_id = ?", ids[:1])
+        change = "UPDATE events SET payload = ? WHERE state_id = ?"
+        with closing(sqlite3.connect(database, isolation_level=None)) as log:
+            log.execute(change, ("[" * 50_000, ids[2]))
+            log.execute(change, ('{"type":"unheard_of"}', ids[3]))
+        server.start()
+        with server.client() as client:
+            yield client, ids
+
+
+def test_states_that_cannot_be_read_are_named_beside_those_that_can(
+    worn: tuple[httpx.Client, list[str]],
+) -> None:
+    client, (lost, child, *damaged, good) = worn
+    page = ok(client.get("/v1/states"))
+    assert [one["state_id"] for one in page["states"]] == [good, child]
+    assert page["unreadable"] == [*reversed(damaged), lost]
+    for one in damaged:
+        assert_problem(client.get(f"/v1/states/{one}"), 503, "log-damaged")
+    assert_problem(client.get(f"/v1/states/{lost}"), 410, "state-erased")
+    assert "unreadable" not in ok(client.get("/v1/states", params={"limit": 1}))
+
+
+def test_a_payload_that_is_nested_too_deep_is_shown_as_a_text(
+    worn: tuple[httpx.Client, list[str]],
+) -> None:
+    client, (_, _, deep, *_) = worn
+    (shown,) = [one for one in ok(client.get("/v1/events"))["events"] if one["state_id"] == deep]
+    assert shown["payload"] == "[" * 50_000
+    assert events(client, deep) == [shown]
+    accept = {"Accept": "text/event-stream"}
+    with client.stream("GET", f"/v1/states/{deep}/events", headers=accept) as answer:
+        sent = next(line for line in answer.iter_lines() if line.startswith("data: "))
+    assert json.loads(sent.removeprefix("data: ")) == shown
+
+
+def test_a_state_whose_key_is_gone_is_erased_all_the_same(
+    worn: tuple[httpx.Client, list[str]],
+) -> None:
+    client, (lost, child, damaged, *_) = worn
+    with nothing_recorded(client):
+        refused = client.delete(f"/v1/states/{lost}", params=asking(), headers={"If-Match": '"2"'})
+        assert_problem(refused, 412, "precondition-failed")
+        problem = client.delete(f"/v1/states/{lost}", params=asking())
+        assert assert_problem(problem, 409, "has-descendants")["descendants"] == [child]
+    assert erase(client, lost, forks=True)["erased"] == [lost, child]
+    assert erase(client, damaged)["erased"] == [damaged]
+    for one in (lost, child, damaged):
+        assert_erased(client.get(f"/v1/states/{one}"), one)
+        assert_erased(client.delete(f"/v1/states/{one}", params=asking()), one)
+    assert not {lost, child, damaged} & set(ok(client.get("/v1/states"))["unreadable"])
 
 
 # crashes and starts

@@ -19,9 +19,8 @@ import httpx
 import pytest
 
 from app import feed as feeds
-from app import sse
+from app import sse, streams
 from app.feed import PAGE_BYTES, Feeds
-from app.routes import feed as routes
 from domain.chain import Row
 from domain.events import StateDeleted
 from domain.ids import Position
@@ -38,6 +37,7 @@ from tests.app.api import (
     forward,
     head,
     ok,
+    stream,
 )
 from tests.app.held import serving
 from tests.builders import BY, append, created, forwarded, state_id
@@ -366,7 +366,11 @@ def test_feeds_are_bounded_and_a_client_that_leaves_makes_room(tmp_path: Path) -
         with _following(client) as found, _following(client, path):
             _recorded(found, 1)
             answer = client.get(path, headers={"Accept": STREAM})
-            assert assert_problem(answer, 429, "queue-full")["limit"] == 2
+            problem = assert_problem(answer, 429, "queue-full")
+            assert problem["limit"] == 2
+            assert problem["detail"].startswith("2 feeds are open already")
+            assert stream(client, _state(client), 2)[-1].name == "done"  # which are not theirs
+            assert client.get(f"/v1/states/{state_id()}/export").status_code == 200
             assert int(answer.headers["retry-after"]) >= 1
         eventually(lambda: not _is_full(client))
         with _following(client) as found:
@@ -432,7 +436,7 @@ COUNT, LAST = 120, 121
 def test_a_reader_that_takes_nothing_is_let_go_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(routes, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(streams, "PATIENCE_S", 0.3)
     with _small(tmp_path, COUNT, LARGE, max_queue=1) as client, Slow(client) as slow:
         assert _is_full(client)
         eventually(lambda: not _is_full(client))

@@ -206,6 +206,7 @@ def test_some_states_a_range_and_what_is_new_can_be_asked_for(served: Served) ->
         ({"state_id": "state-0", "since_verified": True}, "since_verified"),
         ({"all": True, "since_verified": True, "after": 1}, "since_verified"),
         ({"all": True, "head": "1:zz"}, "head"),
+        ({"all": True, "after": 2**40}, "after"),
     ],
 )
 def test_a_wrong_request_is_refused_by_its_field(served: Served, body: Json, field: str) -> None:

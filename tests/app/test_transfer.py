@@ -2,8 +2,11 @@
 
 import gzip
 import json
+import sqlite3
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,6 +16,8 @@ from msgspec.structs import replace
 from domain.chain import Row
 from domain.export import Line
 from domain.packing import Packer
+from domain.reading import Reading
+from infra.log.restore import restore
 from tests.app.api import (
     LONG_TEXT,
     Json,
@@ -228,6 +233,36 @@ def test_an_export_is_of_one_moment_while_the_log_goes_on(client: httpx.Client) 
         assert lines_in(file)[0]["states"] == [{"state_id": name, "version": size}]
 
 
+# a log that is damaged
+
+
+def damage(database: Path, position: int) -> None:
+    """Overwrite what an event holds."""
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("UPDATE events SET payload = '{' WHERE position = ?", (position,))
+        connection.commit()
+
+
+def test_an_export_of_damaged_events_begins_as_a_problem_or_is_cut_off_with_a_line_in_the_log(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    database, name = tmp_path / "cacher.db", state_id(0)
+    rows = chained((0, created()), *((0, forwarded(3 + n)) for n in range(700)))
+    restore(Reading(ended(lines_of_log(rows, {}))), database)
+    with Server(database, CACHER_THREADS="1") as server, server.client() as client:
+        damage(database, 600)
+        with client.stream("GET", f"/v1/states/{name}/export") as answer:
+            assert answer.status_code == 200
+            with pytest.raises(httpx.RemoteProtocolError):
+                answer.read()
+        damage(database, 2)
+        assert_problem(client.get(f"/v1/states/{name}/export"), 503, "log-damaged")
+    logged = capfd.readouterr().err
+    assert logged.count("an export was cut off: position 600: not a known event") == 1
+    begun, _, _ = logged.partition("the log is damaged")
+    assert "Traceback" not in begun
+
+
 # answers
 
 
@@ -389,7 +424,7 @@ def test_a_file_larger_than_any_other_body_is_taken_up_to_its_own_limit(
 
 def test_a_file_that_unpacks_to_too_much_is_refused(elsewhere: httpx.Client) -> None:
     lines = ended(lines_of_states(family(202), {606: 2}, (1, 2), {}))
-    bomb = packed([*lines[:-1], b"0" * (17 * MAX_IMPORT_BYTES), b"\n"])
+    bomb = packed([*lines[:-1], b"0" * (4 * MAX_IMPORT_BYTES), b"\n"])
     assert len(bomb) < MAX_IMPORT_BYTES
     with nothing_recorded(elsewhere):
         assert_problem(send(elsewhere, bomb), 413, "too-large")
@@ -412,14 +447,15 @@ def test_a_state_of_another_model_of_this_name_can_be_read_and_not_run(
     state = imported["state"]["state_id"]
     assert read(elsewhere, state)["version"] == 1
     with nothing_recorded(elsewhere):
-        for path, body in {
+        wishes: dict[str, Json] = {
             "generate/token": {},
             "generate/multi": {"n": 2},
             "generate/beam": {"num_beams": 2, "max_length": 2},
             "forward": {"text": "more"},
             "states/config": {"config": {"temperature": 1}},
             "states/fork": {},
-        }.items():
+        }
+        for path, body in wishes.items():
             answer = elsewhere.post(f"/v1/{path}", json={"state_id": state, **body})
             problem = assert_problem(answer, 409, "not-runnable")
             assert problem["state_id"] == state

@@ -299,6 +299,28 @@ def test_by_default_no_choice_may_change_and_numbers_may() -> None:
     assert failures(summary_of(a_place(sampled=None, greedy=(None, 3))), Limits()) == ()
 
 
+def test_what_is_no_number_is_beyond_every_limit_and_worse_than_any_number() -> None:
+    line = [a_place(kl=3.0), *(a_place() for _ in range(40))]
+    line[20] = a_place(kl=math.nan, logprobs=(-1.0, math.nan))
+    found = summary_of(*line)
+    assert (found.kl_mean, found.kl_max, found.max_logprob_delta) == (math.inf,) * 3
+    for limit in ("max_kl_mean", "max_kl", "max_logprob_delta"):
+        assert failures(found, Limits(**{limit: 1e300}))
+    assert [span.worst for span in worst([line])] == [20, 0]
+
+
+def test_a_token_that_was_impossible_and_is_so_still_has_not_moved() -> None:
+    assert summary_of(a_place(logprobs=(-math.inf, -math.inf))).max_logprob_delta == 0
+    assert summary_of(a_place(logprobs=(-1.0, -math.inf))).max_logprob_delta == math.inf
+
+
+@pytest.mark.parametrize("name", Limits.__struct_fields__)
+def test_a_limit_that_nothing_could_be_held_to_is_refused(name: str) -> None:
+    for limit in (math.nan, math.inf, -0.1, *((1.01,) if name.startswith("min") else ())):
+        with pytest.raises(ValueError, match=f"{name} must be a number"):
+            Limits(**{name: limit})
+
+
 # the worst places
 
 

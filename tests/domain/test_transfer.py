@@ -17,7 +17,7 @@ from domain.export import FORMAT, EventLine, FingerprintLine, Line, StateAt
 from domain.ids import Position, StateId, Version
 from domain.log_errors import UnknownEvent
 from domain.merkle import to_note
-from domain.packing import GZIP_BEGIN, Packer, unpacked_lines
+from domain.packing import GZIP_BEGIN, LONGEST_LINE, Packer, unpacked_lines
 from domain.reading import Reading
 from domain.state import Live, fold
 from domain.transfer import (
@@ -37,6 +37,7 @@ from tests.domain.exporting import (
     chained,
     checkpoint,
     ended,
+    forked,
     inclusion,
     lines_of_log,
     lines_of_states,
@@ -324,6 +325,36 @@ def test_what_is_sealed_is_proven_but_not_read() -> None:
         refused(ended(replaced(lines, 1, payload='{"sealed":"AAAB"}')), "position 1")
 
 
+def test_what_is_not_sealed_has_no_place_in_a_log_that_is_erasable() -> None:
+    for lines in (
+        lines_of_log(a_log(), erasable=True),
+        lines_of_states(a_log(), ASKED, HELD, erasable=True),
+    ):
+        refused(ended(lines), "not sealed")
+
+
+def test_sealed_or_not_every_version_that_is_named_must_be_there() -> None:
+    rows = chained(
+        (0, created()), (0, forwarded(3)), (1, forked(0, 1)), payload='{"sealed":"AAAA"}'
+    )
+
+    def lines(asked: dict[int, int], *held: int) -> list[bytes]:
+        return ended(lines_of_states(rows, asked, held, {}, erasable=True))
+
+    assert len(read(lines({0: 2}, 1, 2))) == 2
+    for cut in (lines({0: 2}, 1), lines({0: 2}), lines({0: 2, 1: 1}, 1, 2), lines({1: 2}, 1, 3)):
+        refused(cut, "does not hold the states it names")
+    assert len(read(lines({1: 1}, 3))) == 1  # without keys nobody knows where it comes from
+
+
+def test_the_newest_of_two_versions_that_are_named_must_be_there() -> None:
+    first, *rest = lines_of_states(a_log(), {0: 2}, (1, 2), {})
+    for versions in ((2, 3), (3, 2)):
+        named = tuple(StateAt(state_id=state_id(0), version=Version(one)) for one in versions)
+        header = msgspec.structs.replace(first, states=named)
+        refused(ended([header, *rest]), "does not hold the states it names")
+
+
 def test_an_id_that_no_state_has_is_refused() -> None:
     (row,) = chained((0, created()))
     for name in ("state-0", "../x", state_id() + "\n"):
@@ -366,6 +397,27 @@ def test_lines_come_out_as_they_went_in_however_the_file_is_cut_in_parts(
 def test_a_long_line_comes_out_whole() -> None:
     long = bytes(range(11, 256)) * 10_000 + b"\n"
     assert list(unpacked_lines([packed(b"a\n" + long + b"b\n")])) == [b"a\n", long, b"b\n"]
+
+
+def test_a_line_that_is_longer_than_any_of_an_export_is_refused_before_it_is_unpacked() -> None:
+    part = bytes(1 << 18)
+    taken = 0
+
+    def parts() -> Iterator[bytes]:
+        nonlocal taken
+        packer = Packer()
+        yield packer.pack(b"header\n")
+        while taken < 2 * LONGEST_LINE:
+            taken += len(part)
+            yield packer.pack(part)
+        yield packer.pack(b"\n") + packer.end()
+
+    lines = unpacked_lines(parts())
+    assert next(lines) == b"header\n"
+    assert taken < LONGEST_LINE / 10
+    with pytest.raises(BrokenExport, match="a line of the file has more"):
+        next(lines)
+    assert taken < LONGEST_LINE * 1.1
 
 
 def test_the_same_lines_make_the_same_file_however_they_are_given() -> None:
@@ -411,6 +463,10 @@ def test_a_bomb_is_refused_before_it_is_unpacked() -> None:
     with pytest.raises(TooLarge):
         list(unpacked_lines(parts(), limit=1_000_000))
     assert taken * 1000 < len(bomb) / 20
+    taken = 0
+    with pytest.raises(BrokenExport, match="a line of the file has more"):
+        list(unpacked_lines(parts()))
+    assert taken * 1000 < len(bomb) / 10
     assert list(unpacked_lines([packed(bytes(9) + b"\n")], limit=10)) == [bytes(9) + b"\n"]
     with pytest.raises(TooLarge):
         list(unpacked_lines([packed(bytes(9) + b"\n")], limit=9))

@@ -1,23 +1,28 @@
 """``cacher serve``, ``cacher verify`` and ``cacher migrate``, as an operator meets them."""
 
+import io
 import json
+import os
 import shutil
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import httpx
 import pytest
+import rich_click as click
 from click.testing import CliRunner, Result
 
 from app.cli import main
+from app.cli.group import Commands
 from tests.end_to_end.calls import query
 from tests.end_to_end.forking import FAST, FastServer, Nursery
 from tests.end_to_end.tampering import edit, remove, tampering
@@ -408,3 +413,183 @@ def wait_until_ready(url: str, process: subprocess.Popen[str]) -> None:
         except httpx.HTTPError:
             time.sleep(0.1)
     raise AssertionError("the server did not become ready")
+
+
+# what a command may write
+
+
+@pytest.fixture
+def own(log: Log, tmp_path: Path) -> Path:
+    """A copy of the log with everything that may lie beside it, and links to some of it."""
+    database = tmp_path / "own.db"
+    shutil.copyfile(log.database, database)
+    for suffix in (".keys", ".lock", ".verified"):
+        Path(f"{database}{suffix}").write_text("kept")
+    (tmp_path / "symbolic").symlink_to(database)
+    (tmp_path / "hard").hardlink_to(database)
+    return database
+
+
+OWN = ["own.db", *(f"own.db{one}" for one in (".keys", "-wal", "-shm", ".lock", ".verified"))]
+WRITING = {
+    "export": ["export", "FILE", "--force"],
+    "backup": ["backup", "FILE", "--force"],
+    "verify": ["verify", "--junit", "FILE"],
+}
+
+
+def write_to(file: Path, database: Path, command: str) -> Result:
+    arguments = [file if one == "FILE" else one for one in WRITING[command]]
+    return run(*arguments, "--database", database)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("command", WRITING)
+def test_no_command_writes_over_a_file_of_the_log(own: Path, command: str) -> None:
+    before = contents(own.parent)
+    for name in (*OWN, "symbolic", "hard"):
+        assert "belongs to the log" in refusal(write_to(own.parent / name, own, command))
+    assert contents(own.parent) == before
+
+
+def test_a_log_is_safe_under_any_name(own: Path) -> None:
+    """Names of files that are there only while another is written, or that would go with it."""
+    for name, target in (("new.partial", "new"), ("new-wal", "new"), ("new.db.keys", "new.db")):
+        log = own.parent / name
+        shutil.copyfile(own, log)
+        for command in ("export", "backup"):
+            said = refusal(write_to(own.parent / target, log, command))
+            assert "belongs to the log" in said
+        assert log.read_bytes() == own.read_bytes()
+
+
+@pytest.mark.parametrize("command", WRITING)
+def test_only_a_regular_file_is_written_where_there_is_a_folder(
+    own: Path, tmp_path: Path, command: str
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    for name, why in (
+        ("/dev/null", "is no regular file"),
+        ("pipe", "is no regular file"),
+        (".", "file"),
+        ("circle", "cannot be written"),
+        ("none/file", "there is no folder"),
+        ("own.db/file", "there is no folder"),
+        ("x" * 300, "File name too long"),
+    ):
+        assert why in refusal(write_to(tmp_path / name, own, command))
+    assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+def test_a_link_is_followed_and_stays(own: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "far"
+    folder.mkdir()
+    (tmp_path / "there").symlink_to(folder / "file")
+    for number, command in enumerate(WRITING):
+        assert write_to(tmp_path / "there", own, command).exit_code == 0, number
+        assert (tmp_path / "there").is_symlink()
+        assert [file.name for file in folder.iterdir() if file.suffix != ".lock"] == ["file"]
+
+
+# what is printed
+
+
+def printed_to(path: str | int, *arguments: object) -> tuple[int, str]:
+    """Exit code and messages of a command whose standard output is this file."""
+    errors = io.StringIO()
+    with (
+        open(path, "w") as out,  # noqa: PTH123
+        redirect_stdout(out),
+        redirect_stderr(errors),
+        pytest.raises(SystemExit) as exit_,
+    ):
+        main(list(map(str, arguments)))
+    assert isinstance(exit_.value.code, int)
+    return exit_.value.code, errors.getvalue()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["verify", "--database", "LOG", "--state", "STATE"],
+        ["regress", "LOG", "--state", "STATE"],
+        ["regress", "LOG", "--state", "STATE", "--json", "-"],
+        ["export", "-", "--database", "LOG"],
+        ["backup", "--check", "LOG"],
+        ["log", "head", "--database", "LOG"],
+        ["log", "stat", "--database", "LOG"],
+        ["migrate", "--database", "LOG"],
+        ["verify", "--help"],
+        ["--help"],
+        ["--version"],
+    ],
+    ids=" ".join,
+)
+def test_where_nothing_can_be_printed_the_command_could_not_be_done(
+    log: Log, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    for name, value in TINY.items():
+        monkeypatch.setenv(name, value)
+    words = {"LOG": log.database, "STATE": log.place("greedy")[1]}
+    arguments = [str(words.get(one, one)) for one in arguments]
+    code, said = printed_to("/dev/full", *arguments)
+    assert (code, said.splitlines()[-1]) == (2, "cacher: standard output: No space left on device")
+    reader, writer = os.pipe()
+    os.close(reader)
+    code, said = printed_to(writer, *arguments)
+    assert (code, said.splitlines()[-1]) == (2, "cacher: standard output: Broken pipe")
+
+
+def test_a_process_that_cannot_print_exits_with_2_and_one_line(log: Log) -> None:
+    """Python itself would try once more at its end, and exit with 120."""
+    for redirect in (">/dev/full", ">&-", ">/dev/full 2>&1"):
+        command = f'exec "$0" -c "$1" log stat --database "$2" {redirect}'
+        result = subprocess.run(
+            ["/bin/sh", "-c", command, sys.executable, SERVE, log.database],
+            env=clean_environment(**TINY),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (result.returncode, result.stdout) == (2, "")
+        assert len(result.stderr.splitlines()) == (0 if "2>&1" in redirect else 1)
+
+
+def test_what_cannot_be_encoded_is_told_and_no_finding() -> None:
+    @click.group(cls=Commands)
+    def group() -> None: ...
+
+    @group.command()
+    def says() -> None:
+        click.echo("it is 3.50 \N{EURO SIGN}")
+
+    result = CliRunner(charset="latin-1").invoke(group, ["says"])
+    message = "cacher: standard output cannot show '\\u20ac': set PYTHONUTF8=1\n"
+    assert (result.exit_code, result.stderr) == (2, message)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (KeyboardInterrupt(), "cacher: interrupted\n"),
+        (OSError(5, "Input/output error", "cacher.db"), "cacher: [Errno 5] "),
+        (RuntimeError("a mistake of ours"), "Traceback"),
+    ],
+    ids=["interrupted", "a file", "a mistake"],
+)
+def test_whatever_ends_a_command_is_no_finding(error: BaseException, said: str) -> None:
+    @click.group(cls=Commands)
+    def group() -> None: ...
+
+    @group.command()
+    def fails() -> None:
+        raise error
+
+    result = CliRunner().invoke(group, ["fails"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith(said)

@@ -135,7 +135,10 @@ def test_backup_replaces_a_file_only_if_it_is_forced(log: Log, tmp_path: Path) -
 def test_backup_of_what_is_not_there_could_not_be_done(tmp_path: Path) -> None:
     result = run("backup", tmp_path / "copy.db", "--database", tmp_path / "none.db")
     assert "there is no log at" in refusal(result)
-    assert "there is no log at" in refusal(run("backup", "--check", tmp_path / "none.db"))
+    assert "there is no file" in refusal(run("backup", "--check", tmp_path / "none.db"))
+    (tmp_path / "empty.db").touch()
+    assert "is empty" in refusal(run("backup", "--check", tmp_path / "empty.db"))
+    (tmp_path / "empty.db").unlink()
     assert not [file for file in tmp_path.iterdir() if file.suffix != ".lock"]
 
 
@@ -222,6 +225,14 @@ def test_prune_lets_go_at_once_and_the_chain_stays(log: Log, tmp_path: Path) -> 
     assert result.stdout.startswith(f"let go of the logits of {gone} events, ")
     assert head_of(database) == head_of(log.database)
     assert run("verify", "--database", database).exit_code == 0
+
+
+def test_prune_of_what_is_no_log_could_not_be_done_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "image.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(2000))
+    for name, why in (("image.png", "cannot be read as a log"), ("none.db", "there is no log at")):
+        arguments = ("log", "prune-logits", "--max-bytes", 1, "--database", tmp_path / name)
+        assert why in refusal(run(*arguments))
+    assert [file.name for file in tmp_path.iterdir()] == ["image.png"]
 
 
 def test_prune_is_refused_beside_a_server(nursery: Nursery, log: Log, tmp_path: Path) -> None:

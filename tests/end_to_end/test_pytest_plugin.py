@@ -17,6 +17,7 @@ from infra.log.sqlite_log import SqliteLog
 from infra.models.catalogue import Catalogue
 from tests.builders import BY, append, created
 from tests.end_to_end.calls import query
+from tests.end_to_end.tampering import tampering
 from tests.end_to_end.test_command_line import TINY, run
 from tests.end_to_end.written import Log
 from tests.support import clean_environment
@@ -177,6 +178,29 @@ def test_a_baseline_takes_the_place_of_the_log(
     result.stdout.fnmatch_lines([f"*?{first}? PASSED*"])
 
 
+def test_a_state_of_the_baseline_that_cannot_be_replayed_does_not_pass(
+    pytester: pytest.Pytester, folder: Path, log: Log
+) -> None:
+    (first, *_) = state_ids(log)
+    recorded = run("regress", log.database, "--state", first, "--record", folder / "baseline")
+    assert recorded.exit_code == 0, recorded.stderr
+    with tampering(log.database, folder / "sealed.db", rehash=True) as connection:
+        payload = '{"sealed": "AAAA"}'
+        connection.execute("UPDATE events SET payload = ? WHERE state_id = ?", (payload, first))
+    alone = check(pytester, '"sealed.db"', "-k", first)
+    alone.assert_outcomes(skipped=1)
+    check(pytester, '"sealed.db", against="baseline"').assert_outcomes(errors=1)
+
+
+def test_a_state_that_the_list_of_states_hides_is_a_test(
+    pytester: pytest.Pytester, folder: Path, log: Log
+) -> None:
+    (first, *_) = state_ids(log)
+    with tampering(log.database, folder / "hidden.db", rehash=False) as connection:
+        connection.execute("UPDATE states SET created_position = -1 WHERE state_id = ?", (first,))
+    check(pytester, '"hidden.db"', "-k", first).assert_outcomes(passed=1)
+
+
 def test_an_export_is_a_recorded_log_too(pytester: pytest.Pytester, folder: Path, log: Log) -> None:
     (first, *_) = state_ids(log)
     export = folder / "recorded.cacher"
@@ -199,6 +223,7 @@ def test_an_export_is_a_recorded_log_too(pytester: pytest.Pytester, folder: Path
         ('"recorded.db", "other.db"', "cacher_log takes one log: its path"),
         ('"recorded.db", kl=1', "cacher_log has no kl; it has model, against, *max_kl,*"),
         ('"recorded.db", max_kl="low"', "*Expected `float | null`, got `str`*max_kl*"),
+        ('"recorded.db", max_kl=float("nan")', "max_kl must be a number of 0 or more, not nan*"),
         ('"recorded.db", dtype="float8"', "CACHER_DTYPE is 'float8': *"),
         ('"recorded.db", against="none"', "*none*"),
     ],

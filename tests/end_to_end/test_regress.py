@@ -1,6 +1,7 @@
 """A log replayed under other numerics: what changed is found, measured, kept and held to limits."""
 
 import asyncio
+import io
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import msgspec
 import numpy as np
@@ -16,6 +18,7 @@ import pytest
 import pytest_asyncio
 import torch
 from click.testing import CliRunner, Result
+from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
 from app.bootstrap import open_baseline, open_models, open_recorded, write_baseline
@@ -24,18 +27,21 @@ from app.operations.regress import LIKELIEST, Regressor, Request
 from app.operations.transfer import Export
 from app.operations.verify import Request as VerifyRequest
 from app.operations.verify import Verifier
+from app.reports import regression as reports
 from app.settings import Settings
-from domain.chain import Head
+from domain.chain import Head, row_hash
 from domain.errors import NotComparable, StateNotFound
 from domain.ids import ModelId, Position, StateId
 from domain.log_errors import ChainBroken
 from domain.models import Models
 from domain.regress import Limits, Regression, Summary
 from domain.teacher_forcing import Before
+from infra.log.batch import as_row
+from infra.log.queries import ROWS
 from infra.log.sqlite_reader import SqliteReader
 from tests.end_to_end.calls import query
 from tests.end_to_end.forking import FAST
-from tests.end_to_end.tampering import edit, edit_blob, rehash_chain, tampering
+from tests.end_to_end.tampering import edit, edit_blob, rehash_chain, set_column, tampering
 from tests.end_to_end.written import Log
 from tests.infra.engine import small_models
 
@@ -568,8 +574,48 @@ async def test_a_baseline_of_one_state_is_held_against_that_state_alone(
     assert [state.state_id for state in found.states] == [sampled]
     with pytest.raises(NotComparable, match=f"the baseline has no state '{greedy}'"):
         await regress(log.database, models, against=tmp_path / "one", state_ids=(greedy,))
-    with pytest.raises(NotComparable, match=f"state '{sampled}' of the baseline cannot be"):
+    with pytest.raises(NotComparable, match=r"nothing was replayed: .* possible is "):
         await regress(log.database, models, against=tmp_path / "one", model_id=ModelId("narrow"))
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_state_of_the_baseline_that_is_skipped_now_fails(
+    log: Log, models: Models, tmp_path: Path
+) -> None:
+    at = log.positions["generated"]
+    with tampering(log.database, tmp_path / "sealed.db", rehash=False) as connection:
+        edit(connection, at, seal)
+        (columns,) = connection.execute(ROWS, (at - 1, at, 1))
+        set_column(connection, at, "hash", row_hash(as_row(columns)))
+    await regress(log.database, models, record=tmp_path / "baseline")
+    found = await regress(
+        tmp_path / "sealed.db", models, against=tmp_path / "baseline", limits=ANYTHING
+    )
+    (failure,) = found.failures
+    state_id = log.place("generated")[1]
+    assert failure.startswith(f"{state_id}: the baseline has it, and it was not replayed: ")
+    assert (await regress(tmp_path / "sealed.db", models, limits=ANYTHING)).failures == ()
+    (case,) = ElementTree.fromstring(reports.junit(found)).findall(".//failure/..")
+    assert case.attrib["name"] == state_id
+    console = Console(width=200, file=io.StringIO())
+    console.print(reports.table(found))
+    count = f"replayed {len(found.states) - 1} states, skipped 1"
+    assert count in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_state_that_the_list_of_states_hides_is_replayed(
+    log: Log, models: Models, tmp_path: Path
+) -> None:
+    state_id = StateId(log.place("generated")[1])
+    with tampering(log.database, tmp_path / "copy.db", rehash=False) as connection:
+        connection.execute(
+            "UPDATE states SET created_position = -7 WHERE state_id = ?", (state_id,)
+        )
+        connection.execute("DELETE FROM states WHERE state_id = ?", (log.place("continued")[1],))
+    found = await regress(tmp_path / "copy.db", models)
+    assert found == await regress(log.database, models)
+    assert state_id in replayed(found)
 
 
 # the command
@@ -623,6 +669,10 @@ def test_a_baseline_is_recorded_and_compared_with_by_the_command_and_limits_deci
         (["--model", "cacher-tiny-sentiment"], "is a classifier"),
         (["--against", "none"], "none cannot be read as a baseline"),
         (["--against", "none", "--record", "some"], "cannot be given together"),
+        (["--max-kl", "nan"], "max_kl must be a number of 0 or more, not nan"),
+        (["--min-sampled-agreement", "nan"], "must be a number from 0 to 1, not nan"),
+        (["--record", "no folder/baseline"], "there is no folder"),
+        (["--html", "/dev/null"], "/dev/null is no regular file"),
         (["--device", "cuda"], "CACHER_DEVICE is 'cuda'"),
     ],
 )
@@ -634,6 +684,39 @@ def test_what_could_not_be_run_exits_with_2_and_says_why(
     result = run(log.database, *options)
     assert (result.exit_code, result.stdout) == (2, "")
     assert message in result.stderr
+
+
+@pytest.mark.parametrize("option", ["--record", "--json", "--junit", "--html"])
+def test_the_log_that_is_replayed_is_never_written(log: Log, tmp_path: Path, option: str) -> None:
+    database = tmp_path / "log.db"
+    shutil.copyfile(log.database, database)
+    (tmp_path / "link").symlink_to(database)
+    for name in ("log.db", "link", "log.db-wal", "log.db.keys"):
+        result = run(database, option, tmp_path / name, "--force")
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert "belongs to the log" in result.stderr
+    assert database.read_bytes() == log.database.read_bytes()
+
+
+def test_a_baseline_is_replaced_only_if_it_is_forced_and_never_by_a_report(
+    log: Log, tmp_path: Path
+) -> None:
+    baseline = tmp_path / "baseline"
+    only = ["--state", log.place("greedy")[1]]
+    for options, why in (
+        (["--record", baseline], "is there already; --force replaces it"),
+        (["--against", baseline, "--json", baseline], "is what the command reads"),
+        (["--record", baseline, "--force", "--html", baseline], "is written by another option"),
+    ):
+        baseline.write_text("kept")
+        result = run(log.database, *options, *only)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert why in result.stderr
+        assert baseline.read_text() == "kept"
+    assert run(log.database, "--record", baseline, "--force", *only).exit_code == 0
+    with open_baseline(baseline) as opened:
+        assert opened.state_ids() == (log.place("greedy")[1],)
+    assert os.listdir(tmp_path) == ["baseline"]  # noqa: PTH208
 
 
 def test_a_file_that_is_no_log_exits_with_2(tmp_path: Path) -> None:

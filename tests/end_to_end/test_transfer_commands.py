@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from app import bootstrap
 from app.cli import main
+from app.cli.outputs import write
 from domain.packing import Packer
 from tests.end_to_end.calls import query, walk_chain
 from tests.end_to_end.forking import FAST, FastServer, Nursery
@@ -191,6 +193,18 @@ def test_an_export_that_fails_leaves_no_file(log: Log, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_write_that_fails_names_its_file_and_leaves_what_was_there(tmp_path: Path) -> None:
+    target, limits = tmp_path / "file", resource.getrlimit(resource.RLIMIT_FSIZE)
+    target.write_text("kept")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=f"File too large: '{target}'"):
+            write(target, bytes(1 << 20))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["kept"]
+
+
 def test_an_import_that_is_refused_changes_nothing(
     log: Log, whole: Path, state: Path, tmp_path: Path
 ) -> None:
@@ -333,6 +347,8 @@ def a_key(path: Path) -> Path:
 
 def test_what_cannot_be_checked_says_why(log: Log, whole: Path, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("not a note")
+    (tmp_path / "png").write_bytes(b"\x89PNG\r\n\x1a\n\xff" + bytes(200))
+    (tmp_path / "empty").touch()
     head = head_of(log.database)
     for options, why in (
         ((whole,), "nothing to check against"),
@@ -342,6 +358,12 @@ def test_what_cannot_be_checked_says_why(log: Log, whole: Path, tmp_path: Path) 
         ((whole, "--public-key", tmp_path / "text"), "no public key"),
         ((whole, "--head", head, "--consistency", tmp_path / "text"), "/v1/audit/proof"),
         ((tmp_path / "none", "--head", head), "No such file"),
+        ((tmp_path, "--head", head), "Is a directory"),
+        ((tmp_path / "png", "--head", head), "is no export"),
+        ((tmp_path / "empty", "--head", head), "is no export"),
+        ((whole, "--checkpoint", tmp_path / "png"), "--checkpoint must name a file of text"),
+        ((whole, "--public-key", tmp_path / "png"), "--public-key must name a file of text"),
+        ((whole, "--head", head, "--consistency", tmp_path / "png"), "/v1/audit/proof"),
     ):
         assert why in refusal(run("check", *options))
 

@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterable
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -31,9 +31,10 @@ from domain.origin import Fork, Merge, Parent
 from domain.ports import LogReader
 from domain.state import Erased, fold_rows
 from infra.log import erasing
-from infra.log.keyring import Keyring, prepare
+from infra.log.keyring import Keyring, key_file, prepare
 from infra.log.sqlite_log import SqliteLog
 from infra.log.sqlite_reader import SqliteReader
+from tests.app.api import eventually
 from tests.builders import (
     BY,
     append,
@@ -392,35 +393,185 @@ async def test_a_crash_in_between_is_finished_by_the_next_start(path: Path, poin
         assert holding(path, key) == set()
 
 
-async def test_a_destruction_that_fails_is_not_acknowledged_and_is_done_with_the_next_append(
+def fails(*_: object) -> None:
+    raise sqlite3.OperationalError("disk I/O error")
+
+
+async def test_a_destruction_that_fails_is_not_acknowledged_and_done_later_without_any_request(
     log: SqliteLog, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*_: object) -> None:
-        raise sqlite3.OperationalError("disk I/O error")
+    tries = 0
 
+    def fails_twice(keyring: Keyring, state_ids: Iterable[StateId]) -> None:
+        nonlocal tries
+        tries += 1
+        if tries <= 2:
+            raise sqlite3.OperationalError("disk I/O error")
+        destroy(keyring, state_ids)
+
+    await begin(log, 0)
+    key, destroy = key_of(path), Keyring.destroy
+    monkeypatch.setattr(erasing, "RETRY_S", 0.02)
+    monkeypatch.setattr(Keyring, "destroy", fails_twice)
+    with pytest.raises(LogUnavailable, match="could not be destroyed yet: disk I/O error"):
+        await log.erase([state_id()], provenance=BY)
+    await asyncio.to_thread(eventually, lambda: holding(path, key) == set())
+    assert tries == 3
+    assert isinstance(fold_rows(await log.state_rows(state_id())), Erased)
+    await begin(log, 1)
+    assert tries == 3  # nothing is left to do
+
+
+async def test_appends_do_not_try_again_what_failed_just_now(
+    log: SqliteLog, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[object] = []
+
+    def counts(*_: object) -> None:
+        tries.append(0)
+        fails()
+
+    await begin(log, 0)
+    monkeypatch.setattr(erasing, "RETRY_S", 1000.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(Keyring, "destroy", counts)
+        with pytest.raises(LogUnavailable, match="not be destroyed yet"):
+            await log.erase([state_id()], provenance=BY)
+        for number in range(1, 5):
+            await begin(log, number)
+        assert len(tries) == 1
+
+
+async def test_what_is_erased_is_shut_while_its_key_is_still_there(
+    log: SqliteLog, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create, stream = idempotency("create"), idempotency("stream")
+    for number, asked in ((0, create), (1, None)):
+        event = append(created(SECRET), state=number)
+        await log.append([event], provenance=BY, idempotency=asked)
+    await log.append([append(forwarded(10), 1)], provenance=BY)
+    await log.begin_generation(started(), provenance=BY, idempotency=stream)
+    key = key_of(path)
+    with monkeypatch.context() as patched:
+        patched.setattr(Keyring, "destroy", fails)
+        with pytest.raises(LogUnavailable, match="not be destroyed yet"):
+            await log.erase([state_id()], provenance=BY)
+        assert holding(path, key) == {"log.db.keys"}
+        assert [row.opened is None for row in await log.rows()] == [True, False, True, True]
+        assert all(row.opened is None for row in await log.state_rows(state_id()))
+        with pytest.raises(EventErased):
+            await log.recall(create)
+        with pytest.raises(LogUnavailable, match="no key"):
+            await log.append([append(forwarded(10), 3)], provenance=BY)
+        with pytest.raises(LogUnavailable, match="no key"):
+            await log.begin_generation(started(), provenance=BY)
+        assert await verified(log) == 4
+    assert holding(path, key) == {"log.db.keys"}
+
+
+@pytest.mark.parametrize("with_key", [True, False])
+async def test_an_erasure_that_is_asked_for_again_is_acknowledged_once_the_key_is_gone(
+    log: SqliteLog, path: Path, monkeypatch: pytest.MonkeyPatch, with_key: bool
+) -> None:
+    asked = idempotency("erase") if with_key else None
     await begin(log, 0)
     key = key_of(path)
     with monkeypatch.context() as patched:
         patched.setattr(Keyring, "destroy", fails)
-        with pytest.raises(LogUnavailable, match="could not be destroyed yet: disk I/O error"):
+        for _ in range(2):
+            with pytest.raises(LogUnavailable, match="not be destroyed yet"):
+                await log.erase([state_id()], provenance=BY, idempotency=asked)
+    assert holding(path, key) == {"log.db.keys"}
+    if with_key:
+        (erased,) = await log.erase([state_id()], provenance=BY, idempotency=asked)
+        assert erased.event == StateErased()
+    else:
+        with pytest.raises(StateIsErased):
             await log.erase([state_id()], provenance=BY)
-        await begin(log, 1)  # others go on
-        assert holding(path, key) == {"log.db.keys"}
-    await begin(log, 2)
     assert holding(path, key) == set()
-    assert isinstance(fold_rows(await log.state_rows(state_id())), Erased)
+    assert len(await log.rows()) == 2
+
+
+async def test_a_log_is_opened_though_a_destruction_fails_again_and_what_is_erased_stays_shut(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = await asyncio.to_thread(crashed, path, "before the keys are destroyed")
+    monkeypatch.setattr(erasing, "RETRY_S", 0.02)
+    with monkeypatch.context() as patched:
+        patched.setattr(Keyring, "destroy", fails)
+        log = await SqliteLog.open(path)
+        assert [row.opened is None for row in await log.rows()] == [True, False, True]
+        assert holding(path, key) == {"log.db.keys"}
+    async with log:
+        await asyncio.to_thread(eventually, lambda: holding(path, key) == set())
+
+
+async def test_whoever_holds_the_key_file_holds_up_nothing_that_is_there(
+    log: SqliteLog, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(erasing, "RETRY_S", 0.02)
+    await begin(log, 0)
+    await begin(log, 1)
+    key = key_of(path)
+    with closing(sqlite3.connect(key_file(path), isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(LogUnavailable, match="could not be destroyed yet: database is locked"):
+            await log.erase([state_id()], provenance=BY)
+        await log.append([append(forwarded(10), 1, state=1)], provenance=BY)
+        assert holding(path, key) == {"log.db.keys"}
+        other.execute("ROLLBACK")
+    await asyncio.to_thread(eventually, lambda: holding(path, key) == set())
+
+
+async def test_an_end_in_good_order_tries_once_more(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with await SqliteLog.open(path, erasable=True) as log:
+        await begin(log, 0)
+        key = key_of(path)
+        with monkeypatch.context() as patched:
+            patched.setattr(Keyring, "destroy", fails)
+            with pytest.raises(LogUnavailable, match="not be destroyed yet"):
+                await log.erase([state_id()], provenance=BY)
+        assert holding(path, key) == {"log.db.keys"}
+    assert holding(path, key) == set()
+
+
+# states whose keys are gone already: a copy of the log from before their erasure
+
+
+@pytest.mark.parametrize("key", ["destroyed", "never there", "another"])
+async def test_a_state_that_does_not_open_is_erased_all_the_same(path: Path, key: str) -> None:
+    async with await SqliteLog.open(path, erasable=True) as log:
+        await begin(log, 0)
+        await begin(log, 1)
+    change = {
+        "destroyed": "UPDATE keys SET key = zeroblob(32) WHERE state_id = ?",
+        "never there": "DELETE FROM keys WHERE state_id = ?",
+        "another": "UPDATE keys SET key = randomblob(32) WHERE state_id = ?",
+    }[key]
+    with closing(sqlite3.connect(key_file(path), isolation_level=None)) as keys:
+        keys.execute(change, (state_id(),))
+    async with await SqliteLog.open(path) as log:
+        with pytest.raises(EventErased):
+            fold_rows(await log.state_rows(state_id()))
+        (erased,) = await log.erase([state_id()], provenance=BY)
+        assert (erased.event, erased.version) == (StateErased(), 2)
+        assert isinstance(fold_rows(await log.state_rows(state_id())), Erased)
+        assert [row.opened is None for row in await log.rows()] == [True, False, True]
+        assert await verified(log) == 3
 
 
 async def test_an_erasure_that_could_not_be_recorded_can_be_repeated(
     log: SqliteLog, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*_: object) -> None:
+    def is_full(*_: object) -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
     await begin(log, 0)
     key = key_of(path)
     with monkeypatch.context() as patched:
-        patched.setattr("infra.log.batch.extend", fails)
+        patched.setattr("infra.log.batch.extend", is_full)
         with pytest.raises(LogUnavailable, match="nothing was recorded"):
             await log.erase([state_id()], provenance=BY)
     assert holding(path, key) == {"log.db.keys"}
@@ -448,12 +599,12 @@ def test_pages_of_erased_states_are_read_to_the_last(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def erase_all_but(kept: int) -> None:
-        async with await SqliteLog.open(path, erasable=True) as log:
-            await log.append([append(created(), state=n) for n in range(6)], provenance=BY)
-            doomed = [n for n in range(6) if n != kept]
-            with monkeypatch.context() as patched:
-                patched.setattr(Keyring, "destroy", lambda *_: 1 / 0)
-                with suppress(LogUnavailable):
+        with monkeypatch.context() as patched:
+            patched.setattr(Keyring, "destroy", fails)
+            async with await SqliteLog.open(path, erasable=True) as log:
+                await log.append([append(created(), state=n) for n in range(6)], provenance=BY)
+                doomed = [n for n in range(6) if n != kept]
+                with pytest.raises(LogUnavailable, match="not be destroyed yet"):
                     await log.erase(ids(doomed), provenance=BY)
 
     async def left() -> list[bool]:

@@ -15,7 +15,8 @@ from domain.log_errors import LogError, LogIsLocked
 from domain.ports import LogReader
 from infra.log import retention
 from infra.log.backup import check
-from infra.log.retention import Retention, prune
+from infra.log.prune import prune
+from infra.log.retention import Retention
 from infra.log.sqlite_log import SqliteLog
 from tests.builders import append, created, forwarded, provenance
 
