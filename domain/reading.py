@@ -14,7 +14,6 @@ from msgspec import Struct
 from domain.chain import Head, Row, blobs_digest, follow, genesis, row_hash
 from domain.errors import BrokenExport, ExportTooNew
 from domain.events import (
-    ERASED,
     SCHEMA,
     ContinuationsGenerated,
     Recorded,
@@ -39,6 +38,7 @@ from domain.ids import Position, StateId, Version
 from domain.log_errors import ChainBroken, LogError, UnknownEvent
 from domain.merkle import TILE, Tree, from_note, includes, tile_hash
 from domain.origin import parents_of
+from domain.seals import check_seal
 from domain.state import State, evolve
 from domain.transfer import original_row, source_in
 
@@ -230,7 +230,7 @@ class Reading:
         self.versions[row.state_id] = version
         if row.fingerprint is not None and row.fingerprint not in self._fingerprints:
             raise UnknownEvent(row.position, f"fingerprint {row.fingerprint} is not in the file")
-        self._check_sealed(row)
+        check_seal(row, erasable=self.header.erasable)
         recorded = None if row.sealed and row.opened is None else decode(row)
         self._check_source(row)
         if recorded is None:
@@ -245,12 +245,6 @@ class Reading:
             fingerprint=self._fingerprints[row.fingerprint] if row.fingerprint else None,
             logits=blobs,
         )
-
-    def _check_sealed(self, row: Row) -> None:
-        if not self.header.erasable and (row.sealed or row.type == ERASED):
-            raise UnknownEvent(row.position, "sealed or erased, in a log that is not erasable")
-        if self.header.erasable and not row.sealed and row.type != ERASED:
-            raise UnknownEvent(row.position, "not sealed, in a log that is erasable")
 
     def _fold(self, recorded: Recorded) -> None:
         before = self._states.get(recorded.state_id)
