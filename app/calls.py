@@ -108,6 +108,12 @@ def check_key(request: Request[Any, Any, Any], keys: tuple[str, ...]) -> None:
         raise PermissionDeniedException("This key is not accepted")
 
 
+async def disconnected(request: Request[Any, Any, Any]) -> None:
+    """Return once the client has gone; only for a request whose body has been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
 def request_id_of(scope: Scope) -> str:
     """The ``X-Request-ID`` of a request: the client's if it is of our form, or one made here."""
     state = scope["state"]

@@ -11,7 +11,7 @@ from litestar.response import Stream
 from msgspec import Struct
 
 from app import answers, sse
-from app.calls import call_of, etag, last_event_id
+from app.calls import call_of, disconnected, etag, last_event_id
 from app.operations import beams
 from app.operations.generation import (
     Items,
@@ -159,7 +159,7 @@ async def _unless_left(request: AnyRequest, work: Awaitable[T]) -> T:
         _ClientLeft: it did.
     """
     working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_disconnected(request))
+    leaving = asyncio.ensure_future(disconnected(request))
     try:
         await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
         if working.done():
@@ -170,11 +170,6 @@ async def _unless_left(request: AnyRequest, work: Awaitable[T]) -> T:
         if not working.done():
             working.cancel()
             await asyncio.wait((working,))
-
-
-async def _disconnected(request: AnyRequest) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _events(

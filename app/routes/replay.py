@@ -9,6 +9,7 @@ from litestar import Request as HttpRequest
 from litestar import Response, Router
 from msgspec import Meta, Struct
 
+from app.calls import disconnected
 from app.jobs import Job, Status
 from app.operations.verify import Request, Verifier, remembered_head
 from app.problems import problem_of
@@ -171,18 +172,13 @@ def preferred_wait(fields: Sequence[str]) -> tuple[int, str | None]:
 async def _wait(request: AnyRequest, job: Job[Progress, Report], wait_s: int) -> bool:
     """Wait until a job has ended, for some time at most; whether the client left before."""
     ended = asyncio.ensure_future(job.ended())
-    leaving = asyncio.ensure_future(_disconnected(request))
+    leaving = asyncio.ensure_future(disconnected(request))
     try:
         await asyncio.wait((ended, leaving), timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
         return leaving.done() and not ended.done()
     finally:
         ended.cancel()
         leaving.cancel()
-
-
-async def _disconnected(request: AnyRequest) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def report_of(job: Job[Progress, Report]) -> Report:

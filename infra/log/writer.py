@@ -38,8 +38,8 @@ class Writer:
     """Writes jobs in the order they come, at most ``max_queue`` waiting or being written.
 
     All methods are for the event loop it was made on. ``reached`` is the newest position on disk.
-    ``held`` is the log's lock: released when the
-    thread ends, not before, whatever becomes of the caller of :meth:`close`.
+    ``held`` is the log's lock: released when the thread ends, not before, whatever becomes of the
+    caller of :meth:`close`.
     """
 
     def __init__(
