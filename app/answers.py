@@ -21,13 +21,12 @@ from app.schemas import (
     StreamedToken,
 )
 from domain.config import GenerationParameters
+from domain.content import Fragment, Scores
 from domain.events import (
     BeamsGenerated,
     Continuation,
     ContinuationsGenerated,
-    Fragment,
     Recorded,
-    Scores,
     TextForwarded,
     TokensGenerated,
 )

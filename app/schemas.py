@@ -8,7 +8,8 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from domain.chain import Row, legible_row
 from domain.config import ConfigChanges, Metadata, ModelType, StateConfig
-from domain.events import Alternative, FinishReason
+from domain.content import Alternative
+from domain.events import FinishReason
 from domain.ids import ModelId, Position, StateId, TokenId, Version
 from domain.merkle import Consistency, Inclusion
 from domain.models import Numerics, Tier

@@ -7,12 +7,12 @@ from msgspec import Struct
 
 from domain.beams import BeamSearch, Candidates, ends_of
 from domain.chain import blobs_digest
+from domain.content import Scores
 from domain.events import (
     BeamsGenerated,
     BeamStep,
     Continuation,
     Recorded,
-    Scores,
     StateCreated,
     TokensGenerated,
 )

@@ -12,6 +12,7 @@ import msgspec
 
 from domain import decide, plan
 from domain.config import ConfigChanges, Constraint
+from domain.content import Fragment
 from domain.errors import InvalidInput
 from domain.events import (
     BeamsGenerated,
@@ -20,7 +21,6 @@ from domain.events import (
     Continuation,
     ContinuationsGenerated,
     FinishReason,
-    Fragment,
     Recorded,
     StateCreated,
     TextForwarded,

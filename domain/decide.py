@@ -6,6 +6,7 @@ Anything that needs the model, a clock or chance has been done before and is pas
 from collections.abc import Sequence
 
 from domain.config import ConfigChanges, Metadata, ModelType, StateConfig
+from domain.content import Fragment, Scores
 from domain.errors import (
     FieldProblem,
     InvalidInput,
@@ -23,9 +24,7 @@ from domain.events import (
     ContextSlid,
     ContinuationsGenerated,
     Event,
-    Fragment,
     HeadRewound,
-    Scores,
     StateCreated,
     StateDeleted,
     TextForwarded,

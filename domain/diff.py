@@ -7,7 +7,7 @@ from msgspec import Struct
 from msgspec.structs import asdict
 
 from domain.config import StateConfig
-from domain.events import Fragment
+from domain.content import Fragment
 from domain.ids import ModelId, StateId, TokenId, Version
 from domain.state import Live, drop, take
 

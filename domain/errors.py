@@ -26,6 +26,7 @@
      |   `- ExportTooNew        a file of a newer release
      |- PreconditionFailed      If-Match names another version
      |- TooLarge                text or tokens that do not fit the context
+     |   `- ResultTooLarge      what was asked about a state's inside does not fit an answer
      |- QueueFull               too much is waiting already; try again later
      `- Unavailable
          |- ModelUnavailable    the model's files cannot be had or are not usable
@@ -325,6 +326,19 @@ class TooLarge(Refusal):
     """Text or tokens that do not fit."""
 
     slug = "too-large"
+
+
+class ResultTooLarge(TooLarge):
+    """What is asked for does not fit into an answer."""
+
+    slug = "result-too-large"
+
+    def __init__(self, size: int, limit: int, remedy: str) -> None:
+        super().__init__(
+            f"the answer would take {size} bytes, at most {limit} are given. {remedy}",
+            size=size,
+            limit=limit,
+        )
 
 
 class QueueFull(Refusal):

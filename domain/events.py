@@ -5,107 +5,34 @@ schema number; a new field needs a default, a changed meaning needs a new tag. E
 ids, never text alone, and everything an answer to the client was made of.
 """
 
-from collections.abc import Sequence
-from itertools import accumulate
 from typing import Final, Literal
 
 import msgspec
 from msgspec import Struct
 
+from domain.analysis.parameters import Parameters
 from domain.canonical import as_json
 from domain.chain import Row
 from domain.config import (
     BeamParameters,
     ConfigChanges,
     GenerationParameters,
-    LogitsStorage,
     Metadata,
     ModelType,
     StateConfig,
-    TopKLogits,
 )
+from domain.content import Alternative, Fragment, Scores, StoredLogits
 from domain.ids import ModelId, Position, Seed, StateId, TokenId, Version
 from domain.log_errors import EventErased, UnknownEvent
 from domain.origin import Origin
 
-SCHEMA: Final = 3
+SCHEMA: Final = 4
 """Number of the payload schema that this release writes; it reads this one and all before."""
 
 FinishReason = Literal[
     "stop_sequence", "stop_token", "eos", "constraint", "context_full", "cancelled"
 ]
 """Why a text ended; ``constraint``: its constraint is fulfilled and allows nothing after it."""
-
-
-class Fragment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A run of tokens and the text they add.
-
-    ``ends[i]`` is the length (Unicode code points) of the text after token ``i``; a token that
-    ends inside a character adds nothing, the one that completes it adds the whole character.
-    ``partial`` has the bytes, in hexadecimal, of each token that is not whole characters by
-    itself, by its index.
-    """
-
-    tokens: tuple[TokenId, ...]
-    text: str
-    ends: tuple[int, ...]
-    partial: dict[int, str] = {}
-
-    @classmethod
-    def of(
-        cls,
-        tokens: Sequence[TokenId],
-        pieces: Sequence[str],
-        partial: Sequence[bytes | None] = (),
-    ) -> "Fragment":
-        """A fragment of tokens, what each of them adds to the text, and its bytes if needed."""
-        return cls(
-            tokens=tuple(tokens),
-            text="".join(pieces),
-            ends=tuple(accumulate(map(len, pieces))),
-            partial={at: raw.hex() for at, raw in enumerate(partial) if raw is not None},
-        )
-
-    def pieces(self) -> tuple[str, ...]:
-        """What each token adds to the text; together they are the text."""
-        starts = (0, *self.ends)
-        return tuple(self.text[start:end] for start, end in zip(starts, self.ends, strict=False))
-
-
-class Alternative(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One of the likeliest tokens at a place."""
-
-    token_id: TokenId
-    text: str
-    logprob: float
-
-
-class Scores(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the model said about each of a run of tokens, before any processing of its logits.
-
-    ``logprobs`` (natural logarithm), ``ranks`` (0 = likeliest), ``entropies`` (nats) and
-    ``logsumexps`` have one value per token. ``logits_digests`` are BLAKE2b with 8 bytes, in
-    hexadecimal, over the logits row (float32, little endian, one value per vocabulary entry).
-    """
-
-    logprobs: tuple[float, ...]
-    ranks: tuple[int, ...]
-    entropies: tuple[float, ...]
-    logsumexps: tuple[float, ...]
-    logits_digests: tuple[str, ...]
-
-
-class StoredLogits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Logits kept beside the event, one blob per token.
-
-    ``top_k``: ids (int32) then values (float32) of the ``k`` largest, little endian, largest
-    first, ties by lower id. ``full``: the float32 row, compressed with zlib. ``digest`` is the
-    SHA-256 of the length-prefixed blobs in order.
-    """
-
-    kind: LogitsStorage
-    k: TopKLogits
-    digest: str
 
 
 class StateCreated(
@@ -294,6 +221,23 @@ class HeadRewound(
     to_position: int
 
 
+class StateAnalyzed(
+    Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    tag_field="type",
+    tag="state_analyzed",
+):
+    """Somebody looked inside the state, as it was at the row's ``at_version``; it stays as it is.
+
+    ``result_digest`` is that of what was found, as :func:`domain.analysis.result.digest` says.
+    """
+
+    parameters: Parameters
+    result_digest: str
+
+
 class StateDeleted(
     Struct,
     frozen=True,
@@ -328,6 +272,7 @@ Event = (
     | ContextSlid
     | ConfigChanged
     | HeadRewound
+    | StateAnalyzed
     | StateDeleted
     | StateErased
 )
@@ -351,9 +296,10 @@ class Recorded(Struct, frozen=True):
 
     @property
     def version(self) -> Version:
-        """The state's version after it (every event of this release changes its state)."""
-        assert self.row.version is not None
-        return self.row.version
+        """The state's version after it, for one that an analysis looked at the version it saw."""
+        version = self.row.at_version if self.row.version is None else self.row.version
+        assert version is not None
+        return version
 
 
 _decoder: Final[msgspec.json.Decoder[Event]] = msgspec.json.Decoder(Event)

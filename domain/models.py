@@ -5,8 +5,10 @@ from typing import Any, Literal, Protocol
 
 from msgspec import Struct
 
-from domain.config import Constraint, ModelType
-from domain.events import Fragment
+from domain.analysis.parameters import Inside
+from domain.analysis.result import Result
+from domain.config import Constraint, ModelType, StateConfig
+from domain.content import Fragment
 from domain.fingerprint import Fingerprint
 from domain.ids import ModelId, TokenId
 from domain.work import BeamRequest, BeamsFound, GenerationRequest, Scored, ScoreRequest, Step
@@ -66,6 +68,16 @@ class Numerics(Struct, frozen=True, kw_only=True):
     note: str | None
 
 
+class Dimensions(Struct, frozen=True, kw_only=True):
+    """Sizes of a model: its layers, query heads, K/V heads, and the width of hidden states."""
+
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    width: int
+
+
 class LanguageModel(Protocol):
     """A loaded causal language model. All work runs on the engine's thread."""
 
@@ -74,6 +86,7 @@ class LanguageModel(Protocol):
     revision: str | None
     context_size: int
     vocabulary_size: int
+    dimensions: Dimensions
     eos_token_ids: frozenset[TokenId]
     max_beams: int
     config: dict[str, Any]
@@ -109,6 +122,23 @@ class LanguageModel(Protocol):
 
         Raises:
             TooLarge: a text is longer than the model's context.
+        """
+
+    async def look(
+        self,
+        tokens: Sequence[TokenId],
+        config: StateConfig,
+        parameters: Inside,
+        *,
+        private: bool = False,
+    ) -> Result:
+        """Look inside a text that a state with ``config`` holds.
+
+        The text is computed like any other, among others; ``private`` is as for :meth:`score`.
+
+        Raises:
+            InvalidInput: a layer, head, position or token that there is not; names what there is.
+            ResultTooLarge: what is asked for does not fit into an answer; says how to ask for less.
         """
 
     async def check_constraint(self, constraint: Constraint) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Final
 from msgspec import Struct
 from msgspec.structs import asdict, force_setattr
 
-from domain.events import Alternative
+from domain.content import Alternative
 from domain.ids import Position, StateId, TokenId, Version
 from domain.work import RowKind
 

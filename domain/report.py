@@ -4,7 +4,8 @@ from typing import Any, Literal, Protocol
 
 from msgspec import Struct
 
-from domain.events import Alternative, Recorded
+from domain.content import Alternative
+from domain.events import Recorded
 from domain.ids import ModelId, Position, StateId, Version
 
 Differences = dict[str, tuple[Any, Any]]

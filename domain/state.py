@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from domain.chain import Row
 from domain.config import Metadata, ModelType, StateConfig
+from domain.content import Fragment
 from domain.events import (
     ERASED,
     BeamsGenerated,
@@ -15,9 +16,9 @@ from domain.events import (
     ContextSlid,
     ContinuationsGenerated,
     Event,
-    Fragment,
     HeadRewound,
     Recorded,
+    StateAnalyzed,
     StateCreated,
     StateDeleted,
     StateErased,
@@ -143,6 +144,8 @@ def apply(state: Live, event: Event) -> Live:
         case HeadRewound():
             _check_count(state, event.to_position, state.head_position)
             content = take(content, event.to_position)
+        case StateAnalyzed():
+            raise CannotFollow("leaves the state as it is, and has no version")
         case StateCreated() | StateDeleted() | StateErased():
             raise CannotFollow("it is not an event that the state outlives")
         case _:

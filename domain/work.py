@@ -12,7 +12,8 @@ from domain.config import (
     LogitsStorage,
     SamplingParameters,
 )
-from domain.events import Alternative, Beam, BeamStep, FinishReason, Scores
+from domain.content import Alternative, Scores
+from domain.events import Beam, BeamStep, FinishReason
 from domain.ids import Seed, TokenId
 
 
@@ -105,7 +106,7 @@ class Redraw(Struct, frozen=True, kw_only=True):
 
 
 RowKind = Literal["top_k", "full", "raw"]
-"""How a row of logits is kept: as :class:`domain.events.StoredLogits` says, or as plain float32."""
+"""How a row of logits is kept: as :class:`domain.content.StoredLogits` says, or as plain float32."""
 
 
 class Reference(Struct, frozen=True, kw_only=True):

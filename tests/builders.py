@@ -17,6 +17,7 @@ from domain.config import (
     SamplingParameters,
     StateConfig,
 )
+from domain.content import Fragment, Scores
 from domain.events import (
     SCHEMA,
     Beam,
@@ -26,9 +27,7 @@ from domain.events import (
     Continuation,
     ContinuationsGenerated,
     Event,
-    Fragment,
     Recorded,
-    Scores,
     StateCreated,
     TextForwarded,
     TokensGenerated,

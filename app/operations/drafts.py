@@ -4,15 +4,13 @@ from collections.abc import Sequence
 
 from domain import decide
 from domain.chain import blobs_digest
+from domain.content import Fragment, Scores, StoredLogits
 from domain.events import (
     ContextSlid,
     Continuation,
     ContinuationsGenerated,
     FinishReason,
-    Fragment,
     Recorded,
-    Scores,
-    StoredLogits,
     TokensGenerated,
 )
 from domain.ids import TokenId

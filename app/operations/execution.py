@@ -9,8 +9,9 @@ from app.operations.findings import Findings
 from domain import compare
 from domain.compare import Evidence
 from domain.config import SamplingParameters
+from domain.content import Alternative
 from domain.errors import InvalidInput
-from domain.events import Alternative, Recorded
+from domain.events import Recorded
 from domain.fingerprint import Fingerprint
 from domain.ids import ModelId, Position, TokenId
 from domain.models import LanguageModel

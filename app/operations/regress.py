@@ -14,8 +14,8 @@ from msgspec.structs import replace
 from app.operations.replays import Replay, Replays, Skipped
 from domain import compare, regress, teacher_forcing
 from domain.baseline import Baseline, BaselineWriter
+from domain.content import Alternative
 from domain.errors import NotComparable, Refusal
-from domain.events import Alternative
 from domain.ids import ModelId, StateId, TokenId
 from domain.models import LanguageModel, Models
 from domain.ports import LogReader

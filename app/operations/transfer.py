@@ -13,6 +13,7 @@ from msgspec import Struct
 from app.operations.proofs import Proofs, note
 from app.operations.states import check_metadata
 from domain.chain import Head, Row
+from domain.content import StoredLogits
 from domain.errors import (
     BrokenExport,
     InvalidInput,
@@ -22,7 +23,7 @@ from domain.errors import (
     VersionConflict,
     VersionNotFound,
 )
-from domain.events import ERASED, Recorded, StateCreated, StoredLogits, decode
+from domain.events import ERASED, Recorded, StateCreated, decode
 from domain.export import (
     FORMAT,
     EventLine,

@@ -20,8 +20,9 @@ from app.operations.verify_chain import Chain, broken
 from app.operations.verify_states import History, Seen, States
 from domain import compare
 from domain.chain import Head, legible_row
+from domain.content import Alternative
 from domain.errors import ModelUnavailable, NotFound, StateNotFound, invalid
-from domain.events import Alternative, Recorded
+from domain.events import Recorded
 from domain.ids import Position, StateId, TokenId, Version
 from domain.log_errors import LogError
 from domain.models import LanguageModel, Models

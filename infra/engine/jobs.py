@@ -6,7 +6,7 @@ What is recorded of it is worked out and delivered by the recorder's thread, in 
 
 from typing import Protocol
 
-from domain.events import Alternative
+from domain.content import Alternative
 from domain.ids import TokenId
 from domain.work import Drawing, Drawn
 from infra.engine import sampler

@@ -10,8 +10,8 @@ from typing import Any, Final, TypeVar
 import torch
 
 from domain.config import Constraint, ModelType
+from domain.content import Fragment
 from domain.errors import ModelUnavailable, TooLarge
-from domain.events import Fragment
 from domain.fingerprint import Fingerprint
 from domain.ids import ModelId, TokenId
 from domain.models import CacheCounters, Numerics, Tier

@@ -6,7 +6,7 @@ from typing import Final
 
 from domain.beams import Candidates, candidates_needed, ends_of
 from domain.config import BeamParameters
-from domain.events import Scores
+from domain.content import Scores
 from domain.ids import TokenId
 from domain.work import Comparison, Drawn, Scored, ScoreRequest
 from infra.engine import comparing, sampler

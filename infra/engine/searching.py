@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from domain.beams import BeamSearch, Candidate, Candidates, candidates_needed, ends_of
-from domain.events import Beam, BeamStep, Scores
+from domain.content import Scores
+from domain.events import Beam, BeamStep
 from domain.ids import TokenId
 from domain.work import BeamRequest, BeamsFound
 from infra.engine import sampler

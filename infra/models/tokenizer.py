@@ -10,7 +10,7 @@ from typing import Any, Final
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from domain.events import Fragment
+from domain.content import Fragment
 from domain.ids import TokenId
 
 _LONGEST_CHARACTER: Final = 4

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from app.reports import regression as reports
 from app.reports import wording
-from domain.events import Alternative
+from domain.content import Alternative
 from domain.ids import Position, StateId, TokenId, Version
 from domain.regress import Limits, Place, Regression, StateRegression, Strip, Summary
 

@@ -6,7 +6,8 @@ from typing import Any
 import msgspec
 
 from domain.chain import Head, Row, blobs_digest, genesis
-from domain.events import Event, StateCreated, StoredLogits
+from domain.content import StoredLogits
+from domain.events import Event, StateCreated
 from domain.export import (
     FORMAT,
     EventLine,

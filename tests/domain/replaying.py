@@ -21,9 +21,9 @@ from domain.config import (
     LogitsParameters,
     SamplingParameters,
 )
+from domain.content import Alternative, Fragment, Scores, StoredLogits
 from domain.decide import make_room
 from domain.events import (
-    Alternative,
     Beam,
     BeamsGenerated,
     ConfigChanged,
@@ -32,10 +32,7 @@ from domain.events import (
     ContinuationsGenerated,
     Event,
     FinishReason,
-    Fragment,
     HeadRewound,
-    Scores,
-    StoredLogits,
     TextForwarded,
     TokensGenerated,
 )

@@ -9,17 +9,14 @@ from domain.config import (
     SamplingParameters,
     StateConfig,
 )
+from domain.content import Alternative, Fragment, Scores, StoredLogits
 from domain.events import (
-    Alternative,
     ConfigChanged,
     Event,
     FinishReason,
-    Fragment,
     HeadRewound,
-    Scores,
     StateCreated,
     StateDeleted,
-    StoredLogits,
     TextForwarded,
     TokensGenerated,
 )

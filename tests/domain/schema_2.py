@@ -11,8 +11,8 @@ from domain.config import (
     SamplingParameters,
     StateConfig,
 )
+from domain.content import Alternative, Fragment, Scores, StoredLogits
 from domain.events import (
-    Alternative,
     Beam,
     BeamsGenerated,
     BeamStep,
@@ -22,12 +22,9 @@ from domain.events import (
     ContinuationsGenerated,
     Event,
     FinishReason,
-    Fragment,
     HeadRewound,
-    Scores,
     StateCreated,
     StateDeleted,
-    StoredLogits,
     TextForwarded,
     TokensGenerated,
 )

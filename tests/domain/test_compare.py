@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from domain import compare
 from domain.beams import ends_of
 from domain.config import Constraint
+from domain.content import Scores, StoredLogits
 from domain.events import (
     BeamsGenerated,
     ContextSlid,
@@ -18,8 +19,6 @@ from domain.events import (
     ContinuationsGenerated,
     Event,
     Recorded,
-    Scores,
-    StoredLogits,
     TextForwarded,
     TokensGenerated,
 )

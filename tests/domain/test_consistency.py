@@ -11,17 +11,16 @@ from hypothesis import given
 
 from domain import consistency
 from domain.config import ConfigChanges, Constraint
+from domain.content import Fragment, StoredLogits
 from domain.decide import adopt, concatenate, fork, merge
 from domain.events import (
     ConfigChanged,
     ContextSlid,
     Event,
-    Fragment,
     HeadRewound,
     Recorded,
     StateCreated,
     StateDeleted,
-    StoredLogits,
     TokensGenerated,
 )
 from domain.ids import ModelId, Position, TokenId

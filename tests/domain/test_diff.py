@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from domain.config import StateConfig
+from domain.content import Fragment
 from domain.diff import config_changes, diff, places, prefix_length
-from domain.events import Fragment
 from domain.ids import ModelId
 from domain.state import Live, drop, join, take
 from tests.builders import config, fragment, fragments, live

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from domain.canonical import as_json
 from domain.chain import COLUMNS, SEALED, Head, Row, follow, genesis, row_hash
+from domain.content import Fragment
 from domain.events import (
     SCHEMA,
     ContinuationsGenerated,
     Event,
     FinishReason,
-    Fragment,
     HeadRewound,
     Recorded,
     StateCreated,

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from domain.events import BeamsGenerated, Event, Scores
+from domain.content import Scores
+from domain.events import BeamsGenerated, Event
 from domain.form import compare_form
 from tests.builders import created, forwarded, generated, history, recorded
 from tests.domain.replaying import VOCABULARY, Path, Story, beams, changed, generation, stories

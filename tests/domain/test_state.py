@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 
 from domain.chain import SEALED, Row
 from domain.config import BeamParameters, ConfigChanges, LogitsParameters
+from domain.content import Fragment
 from domain.events import (
     BeamsGenerated,
     ConfigChanged,
     ContextSlid,
     ContinuationsGenerated,
     Event,
-    Fragment,
     HeadRewound,
     Recorded,
     StateDeleted,

@@ -12,8 +12,9 @@ import pytest
 
 from app.operations.transfer import Export
 from domain.chain import Row, blobs_digest, follow, row_hash
+from domain.content import StoredLogits
 from domain.errors import BrokenExport, IdempotencyKeyReused, VersionConflict
-from domain.events import StateDeleted, StoredLogits, decode
+from domain.events import StateDeleted, decode
 from domain.ids import Position, Version
 from domain.log_errors import LogError, LogIsLocked
 from domain.packing import unpacked_lines

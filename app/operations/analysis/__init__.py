@@ -1,0 +1,1 @@
+"""Looking inside states: each kind of question in a module of its own."""

@@ -1,0 +1,71 @@
+"""What an analysis finds: facts, and tensors with their exact bits."""
+
+import hashlib
+import math
+from typing import Any, Final, Literal
+
+import msgspec
+from msgspec import Struct
+
+from domain.canonical import as_json
+
+Dtype = Literal["float32", "bfloat16", "int64"]
+
+ITEM_BYTES: Final[dict[Dtype, int]] = {"float32": 4, "bfloat16": 2, "int64": 8}
+
+
+class Tensor(Struct, frozen=True, kw_only=True):
+    """A tensor. ``data`` are its elements, little endian, the last dimension fastest.
+
+    ``layers`` are those that it is of, in the order of its dimension of layers if it has one;
+    ``start`` and ``end`` the range of positions.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Dtype
+    data: bytes
+    layers: tuple[int, ...] = ()
+    start: int = 0
+    end: int = 0
+
+    def __post_init__(self) -> None:
+        expected = math.prod(self.shape) * ITEM_BYTES[self.dtype]
+        if len(self.data) != expected:
+            raise ValueError(f"{len(self.data)} bytes for a tensor of {expected}")
+
+
+class Result(Struct, frozen=True, kw_only=True):
+    """What was found: JSON ``facts`` (a struct of the kind of analysis), and tensors by name.
+
+    It is a pure function of the tokens, the question and the numerics. ``beside`` is what is true
+    at the moment only, such as what is in the cache: it is answered and not recorded.
+    """
+
+    facts: Struct
+    tensors: tuple[Tensor, ...] = ()
+    beside: Struct | None = None
+
+
+def digest(result: Result) -> str:
+    """SHA-256, in hexadecimal, of what an analysis found.
+
+    Over the JSON (sorted keys) of ``facts`` and ``tensors``: of each tensor its name, dtype, shape,
+    layers and range, and the SHA-256 of its data.
+    """
+    found: dict[str, Any] = {
+        "facts": msgspec.to_builtins(result.facts),
+        "tensors": [_digested(tensor) for tensor in result.tensors],
+    }
+    return hashlib.sha256(as_json(found).encode()).hexdigest()
+
+
+def _digested(tensor: Tensor) -> dict[str, Any]:
+    return {
+        "name": tensor.name,
+        "dtype": tensor.dtype,
+        "shape": tensor.shape,
+        "layers": tensor.layers,
+        "range": (tensor.start, tensor.end),
+        "data": hashlib.sha256(tensor.data).hexdigest(),
+    }
