@@ -15,7 +15,7 @@ from litestar.openapi.config import OpenAPIConfig
 
 from app import bootstrap, problems
 from app.calls import check_key, echo_request_id
-from app.routes import audit, diff, generation, health, models, replay, states, transfer
+from app.routes import analysis, audit, diff, generation, health, models, replay, states, transfer
 from app.service import Service
 from app.settings import BadSetting, Settings, from_environment
 from app.stopping import on_stop
@@ -41,7 +41,7 @@ def create_app(settings: Settings) -> Litestar:
         service: Service = state.service
         return service
 
-    v1 = [module.router for module in (states, diff, generation, models, audit, replay)]
+    v1 = [module.router for module in (states, diff, generation, analysis, models, audit, replay)]
     v1.append(transfer.router(settings.max_import_bytes))
     return Litestar(
         route_handlers=[Router("/", route_handlers=v1, guards=[guard]), health.router],

@@ -106,7 +106,7 @@ class Redraw(Struct, frozen=True, kw_only=True):
 
 
 RowKind = Literal["top_k", "full", "raw"]
-"""How a row of logits is kept: as :class:`domain.content.StoredLogits` says, or as plain float32."""
+"""How a row of logits is kept: as :class:`domain.content.StoredLogits` says, or plain float32."""
 
 
 class Reference(Struct, frozen=True, kw_only=True):

@@ -60,6 +60,17 @@ class Classify(asked.ClassifyParameters, frozen=True, kw_only=True, tag=False):
     version: Version | None = None
 
 
+class Compare(asked.Asked, frozen=True, kw_only=True, tag=False):
+    """Where two states, or two versions of one, differ; both as they are if no version is named."""
+
+    state_id: StateId
+    version: Version | None = None
+    other_state_id: StateId
+    other_version: Version | None = None
+    start: asked.Place = 0
+    end: asked.Place | None = None
+
+
 class Intervene(asked.InterveneParameters, frozen=True, kw_only=True, tag=False):
     """What could come next if something were otherwise."""
 
@@ -67,11 +78,125 @@ class Intervene(asked.InterveneParameters, frozen=True, kw_only=True, tag=False)
     version: Version | None = None
 
 
-async def _respond(
-    request: AnyRequest, service: Service, data: Any, parameters: asked.Parameters
+@reading("/analyze/tokens/{state_id:str}")
+async def analyze_tokens(
+    state_id: str,
+    request: AnyRequest,
+    service: Service,
+    top_k: Likeliest = 0,
+    start: Place = 0,
+    end: Place | None = None,
+    version: int | None = None,
 ) -> Response[Any]:
-    found = await analyze(service, await call_of(request), data.state_id, data.version, parameters)
+    """How likely each token of a state was."""
+    question = asked.TokensParameters(top_k=top_k, start=start, end=end)
+    return await _answer(request, service, state_id, version, question)
+
+
+@reading("/analyze/next/{state_id:str}")
+async def analyze_next(
+    state_id: str,
+    request: AnyRequest,
+    service: Service,
+    top_k: Annotated[int, Parameter(ge=1, le=1000)] = 10,
+    version: int | None = None,
+) -> Response[Any]:
+    """What could come next, as the model says and as the state would sample it."""
+    return await _answer(request, service, state_id, version, asked.NextParameters(top_k=top_k))
+
+
+@writing("/analyze/attention", AnalyzeAttention)
+async def analyze_attention(
+    data: AnalyzeAttention, request: AnyRequest, service: Service
+) -> Response[Any]:
+    """How much tokens attend to those before them."""
+    return await _answer(request, service, data.state_id, data.version, _question(data))
+
+
+@writing("/analyze/cache/inspect", InspectCache)
+async def inspect_cache(data: InspectCache, request: AnyRequest, service: Service) -> Response[Any]:
+    """Keys or values of a state's tokens."""
+    return await _answer(request, service, data.state_id, data.version, _question(data))
+
+
+@writing("/analyze/hidden", AnalyzeHidden)
+async def analyze_hidden(
+    data: AnalyzeHidden, request: AnyRequest, service: Service
+) -> Response[Any]:
+    """Hidden states of a range of tokens."""
+    return await _answer(request, service, data.state_id, data.version, _question(data))
+
+
+@writing("/analyze/embedding", AnalyzeEmbedding)
+async def analyze_embedding(
+    data: AnalyzeEmbedding, request: AnyRequest, service: Service
+) -> Response[Any]:
+    """The hidden state of one token."""
+    return await _answer(request, service, data.state_id, data.version, _question(data))
+
+
+@writing("/analyze/lens", AnalyzeLens)
+async def analyze_lens(data: AnalyzeLens, request: AnyRequest, service: Service) -> Response[Any]:
+    """Hidden states read as what could come next."""
+    return await _answer(request, service, data.state_id, data.version, _question(data))
+
+
+@writing("/analyze/classify", Classify)
+async def classify(data: Classify, request: AnyRequest, service: Service) -> Response[Any]:
+    """Which class a text belongs to."""
+    return await _answer(request, service, data.state_id, data.version, _question(data))
+
+
+@writing("/analyze/compare", Compare)
+async def compare(data: Compare, request: AnyRequest, service: Service) -> Response[Any]:
+    """Where two states, or two versions of one, differ."""
+    return await _answer(request, service, data.state_id, data.version, _question(data))
+
+
+@writing("/analyze/intervene", Intervene)
+async def intervene(data: Intervene, request: AnyRequest, service: Service) -> Response[Any]:
+    """What could come next if something were otherwise."""
+    return await _answer(request, service, data.state_id, data.version, _question(data))
+
+
+def _question(data: asked.Asked) -> asked.Parameters:
+    """What is asked, without whom it is asked of."""
+    (kind,) = (base for base in type(data).__bases__ if issubclass(base, asked.Asked))
+    fields = {name: getattr(data, name) for name in kind.__struct_fields__}
+    question: asked.Parameters = kind(**fields)  # type: ignore[assignment]
+    return question
+
+
+async def _answer(
+    request: AnyRequest,
+    service: Service,
+    state_id: str,
+    version: int | None,
+    question: asked.Parameters,
+) -> Response[Any]:
+    found = await analyze(
+        service,
+        await call_of(request),
+        StateId(state_id),
+        None if version is None else Version(version),
+        question,
+    )
     return represent(request, found, headers=etag(found.state.version))
 
 
-router = Router("/v1", tags=["analysis"], route_handlers=[])
+router = Router(
+    "/v1",
+    tags=["analysis"],
+    route_handlers=[
+        analyze_tokens,
+        analyze_next,
+        analyze_attention,
+        inspect_cache,
+        analyze_hidden,
+        analyze_embedding,
+        analyze_lens,
+        classify,
+        compare,
+        intervene,
+    ],
+)

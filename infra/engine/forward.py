@@ -6,9 +6,9 @@ keeps the contract on this machine is not believed but probed (:mod:`infra.engin
 logits are held against those of plain transformers before it serves anybody.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -32,15 +32,57 @@ class Batch:
     wanted: list[int]
 
 
+class Site(NamedTuple):
+    """A place in a pass at which rows can be seen and changed.
+
+    ``residual`` is the stream of hidden states ``(rows, width)``: at ``index`` i what enters layer
+    i, at the number of layers what leaves the last one; ``normalised`` (index 0) is the latter
+    after the last normalisation. ``queries`` of layer ``index`` are ``(rows, heads, head_dim)``,
+    turned to their positions; its ``heads``, in the same shape, what each head gives, before they
+    are put together.
+    """
+
+    kind: Literal["residual", "normalised", "queries", "heads"]
+    index: int
+
+
+class Weighing(NamedTuple):
+    """How a layer weighs keys: products with queries times ``scaling``, bounded by ``softcap``.
+
+    A row sees ``window`` keys, itself included. A softcap or window of 0 is none.
+    """
+
+    scaling: float
+    window: int
+    softcap: float
+
+
+class Watch(Protocol):
+    """Looks on while a pass is computed."""
+
+    sites: Collection[Site]
+
+    def see(self, site: Site, rows: Tensor, weighing: Weighing | None) -> None:
+        """Look at all rows of the pass at one of the ``sites``, and change them if need be.
+
+        They are in float32 or the model's dtype, in place, and gone after that: a copy is needed
+        of what is kept. By the time queries are seen, the layer's keys are in the store; they come
+        with how they are weighed.
+        """
+
+
 class Forward(Protocol):
     """A model bound to the K/V of one store."""
 
-    def run(self, batch: Batch) -> Tensor:
+    def run(self, batch: Batch, watch: Watch | None = None) -> Tensor:
         """Compute a pass: K/V go to the store, at most one slice per sequence.
 
         Returns logits ``(wanted rows, vocabulary)`` in float32, on the CPU, which no later pass
-        writes to.
+        writes to. A ``watch`` changes no bit of what it does not write to.
         """
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Logits, as those of a pass, of rows that leave the last layer, ``(rows, width)``."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,13 +9,16 @@ from typing import Any, Final, TypeVar
 
 import torch
 
-from domain.config import Constraint, ModelType
+from domain.analysis.parameters import Inside
+from domain.analysis.result import Result
+from domain.config import Constraint, ModelType, StateConfig
 from domain.content import Fragment
 from domain.errors import ModelUnavailable, TooLarge
 from domain.fingerprint import Fingerprint
 from domain.ids import ModelId, TokenId
-from domain.models import CacheCounters, Numerics, Tier
+from domain.models import CacheCounters, Dimensions, Numerics, Tier
 from domain.work import BeamRequest, BeamsFound, GenerationRequest, Scored, ScoreRequest, Step
+from infra.engine.analysis.looking import look
 from infra.engine.blocks import BLOCK_TOKENS, BlockPool, block_keys, blocks_for
 from infra.engine.constraints import Constraints, Language
 from infra.engine.engine import Engine
@@ -25,6 +28,7 @@ from infra.engine.forward import Prepared, Unsupported
 from infra.engine.generating import Generation
 from infra.engine.jobs import Job
 from infra.engine.kv_store import KVStore
+from infra.engine.observing import Look, Seen
 from infra.engine.probe import check_against_plain, plain_logits, probe
 from infra.engine.runner import Runner
 from infra.engine.scoring import Scoring
@@ -102,6 +106,14 @@ class TransformersModel:
             quantum=prepared.quantum,
             query_tile=prepared.query_tile,
             note=finding.failure or f"contract probed up to {finding.tokens} tokens",
+        )
+        geometry = prepared.geometry
+        self.dimensions = Dimensions(
+            layers=geometry.layers,
+            heads=geometry.query_heads,
+            kv_heads=geometry.kv_heads,
+            head_dim=geometry.head_dim,
+            width=loaded.width,
         )
         self._root = bytes.fromhex(self.fingerprint.id)
         self._block_bytes = prepared.geometry.block_bytes(options.dtype)
@@ -246,6 +258,29 @@ class TransformersModel:
         if isinstance(result, Exception):
             raise result
         return result
+
+    async def observe(self, look: Look, *, private: bool = False) -> Seen:
+        """Compute a text and see what is inside; ``private`` as for :meth:`score`."""
+        raise NotImplementedError
+
+    async def project(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits ``(rows, vocabulary)`` of hidden states ``(rows, width)`` of any layer.
+
+        They go through the last normalisation and the head, on the engine's thread, a few rows at a
+        time where streams wait.
+        """
+        raise NotImplementedError
+
+    async def look(
+        self,
+        tokens: Sequence[TokenId],
+        config: StateConfig,
+        parameters: Inside,
+        *,
+        private: bool = False,
+    ) -> Result:
+        """Look inside a text; see the port."""
+        return await look(self, tuple(tokens), config, parameters, private=private)
 
     async def check_constraint(self, constraint: Constraint) -> None:
         """Make sure that a text can be held to a constraint; see the port."""

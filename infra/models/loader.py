@@ -51,6 +51,7 @@ class Loaded:
     tokenizer: Tokenizer
     config: dict[str, Any]
     vocabulary_size: int
+    width: int
     context_size: int
     eos_token_ids: frozenset[TokenId]
     revision: str | None
@@ -116,6 +117,7 @@ def _load_folder(
         tokenizer=tokenizer,
         config=written,
         vocabulary_size=config.vocab_size,
+        width=config.hidden_size,
         context_size=config.max_position_embeddings,
         eos_token_ids=_eos_token_ids(model, tokenizer),
         revision=revision,
