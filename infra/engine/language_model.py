@@ -55,6 +55,7 @@ class EngineOptions:
 
     ``hot_cache_bytes`` bounds the KV cache of one model; ``max_batch`` the sequences that run
     together; ``host_cache_bytes`` the memory for blocks that had to leave a GPU.
+    ``max_result_bytes`` bounds the tensors of one answer about the inside of a text.
     """
 
     dtype: torch.dtype
@@ -64,6 +65,7 @@ class EngineOptions:
     max_batch: int
     device: str = "cpu"
     host_cache_bytes: int = 0
+    max_result_bytes: int = 64 << 20
 
 
 class TransformersModel:
@@ -89,6 +91,7 @@ class TransformersModel:
         self.eos_token_ids = loaded.eos_token_ids
         self._engine = engine
         self.max_beams = options.max_batch
+        self.max_result_bytes = options.max_result_bytes
         self._constraints = Constraints(
             loaded.tokenizer, loaded.vocabulary_size, loaded.eos_token_ids
         )

@@ -1,0 +1,52 @@
+"""What may be asked for: positions, layers and heads that there are, and not too much at once."""
+
+from collections.abc import Iterable
+
+from domain.errors import ResultTooLarge, invalid
+
+
+def positions(start: int, end: int | None, held: int) -> range:
+    """The positions from ``start`` up to ``end`` of a text of ``held`` tokens.
+
+    Raises:
+        InvalidInput: there are none such; names the field and what is allowed.
+    """
+    if not 0 <= start < held:
+        raise invalid("start", f"must be 0 to {held - 1}: the state holds {held} tokens")
+    if end is not None and not start < end <= held:
+        raise invalid("end", f"must be {start + 1} to {held}: the state holds {held} tokens")
+    return range(start, held if end is None else end)
+
+
+def check_index(field: str, index: int, count: int, *, of: str) -> None:
+    """Refuse an index that is not below ``count``; ``of`` says of what there are so many.
+
+    Raises:
+        InvalidInput: names the field and what is allowed.
+    """
+    if not 0 <= index < count:
+        raise invalid(field, f"must be 0 to {count - 1}: the model has {count} {of}")
+
+
+def check_indices(field: str, indices: Iterable[int], count: int, *, of: str) -> None:
+    """Refuse indices that are not below ``count``, or named twice.
+
+    Raises:
+        InvalidInput: names the field, with the place in the list, and what is allowed.
+    """
+    known: set[int] = set()
+    for place, index in enumerate(indices):
+        check_index(f"{field}[{place}]", index, count, of=of)
+        if index in known:
+            raise invalid(f"{field}[{place}]", f"names {index} twice")
+        known.add(index)
+
+
+def check_size(size: int, limit: int, remedy: str) -> None:
+    """Refuse an answer of more than ``limit`` bytes.
+
+    Raises:
+        ResultTooLarge: it is larger; ``remedy`` says how to ask for less.
+    """
+    if size > limit:
+        raise ResultTooLarge(size, limit, remedy)
