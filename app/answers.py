@@ -61,6 +61,7 @@ def forwarded(recorded: Recorded) -> Forwarded:
     event = recorded.event
     assert isinstance(event, TextForwarded)
     content = event.content
+    logprobs = event.scores.logprobs or (None,) * len(content.tokens)
     return Forwarded(
         state_id=recorded.state_id,
         head_position=event.start - event.dropped + len(content.tokens),
@@ -68,7 +69,7 @@ def forwarded(recorded: Recorded) -> Forwarded:
         tokens=[
             ForwardedToken(token_id=token, text=text, logprob=logprob, bytes=_bytes(content, at))
             for at, (token, text, logprob) in enumerate(
-                zip(content.tokens, content.pieces(), event.scores.logprobs, strict=True)
+                zip(content.tokens, content.pieces(), logprobs, strict=True)
             )
         ],
     )

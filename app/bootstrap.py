@@ -19,7 +19,7 @@ from domain.baseline import Baseline, BaselineWriter
 from domain.config import StateConfig
 from domain.ids import MAX_SEED, StateId
 from domain.merkle import Checkpoint, origin
-from domain.models import LanguageModel
+from domain.models import Classifier, LanguageModel
 from domain.packing import GZIP_BEGIN
 from domain.ports import LogReader, Provenance, Signer
 from domain.report import Marks
@@ -266,7 +266,7 @@ async def open_models(settings: Settings) -> AsyncGenerator[ModelStore, None]:
     thread = ThreadPoolExecutor(1, thread_name_prefix="model-loader")
     engine = thread.submit(_engine, settings)
 
-    def load(source: Source) -> LanguageModel:
+    def load(source: Source) -> LanguageModel | Classifier:
         return engine.result().load(source)
 
     try:
@@ -290,6 +290,7 @@ def _engine(settings: Settings) -> "Loading":
             host_cache_bytes=settings.host_cache_bytes // settings.max_models,
             max_batch=settings.max_batch,
             device=settings.device,
+            max_result_bytes=settings.max_result_bytes,
         )
     )
 

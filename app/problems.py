@@ -14,6 +14,7 @@ from domain.errors import (
     BrokenExport,
     Conflict,
     InvalidInput,
+    NotAcceptable,
     NotFound,
     PreconditionFailed,
     QueueFull,
@@ -31,6 +32,7 @@ STATUS: Final[dict[type[Refusal], int]] = {
     Conflict: 409,
     StateIsErased: 410,
     BrokenExport: 400,
+    NotAcceptable: 406,
     PreconditionFailed: 412,
     TooLarge: 413,
     QueueFull: 429,
@@ -49,6 +51,7 @@ _TITLES: Final = {
     403: "Key not accepted",
     404: "Not found",
     405: "Method not allowed",
+    406: "Not acceptable",
     409: "Conflict",
     410: "Gone",
     412: "Precondition failed",
@@ -59,12 +62,19 @@ _TITLES: Final = {
     503: "Unavailable",
 }
 
-RESPONSES: Final = {
-    status: ResponseSpec(
-        Problem, generate_examples=False, description=_TITLES[status], media_type=MEDIA_TYPE
-    )
-    for status in (400, 401, 403, 404, 409, 410, 412, 413, 415, 429, 503)
-}
+
+
+def described(*statuses: int) -> dict[int, ResponseSpec]:
+    """What an answer with one of these statuses is, for the OpenAPI document."""
+    return {
+        status: ResponseSpec(
+            Problem, generate_examples=False, description=_TITLES[status], media_type=MEDIA_TYPE
+        )
+        for status in statuses
+    }
+
+
+RESPONSES: Final = described(400, 401, 403, 404, 409, 410, 412, 413, 415, 429, 503)
 """What any route may answer instead, for the OpenAPI document."""
 
 logger = logging.getLogger(__name__)

@@ -180,14 +180,14 @@ class ConfigView(Struct, frozen=True, kw_only=True):
 
 
 class ForwardedToken(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A token that was appended; ``logprob`` is what the model gave it.
+    """A token that was appended; ``logprob`` is what the model gave it, null of a classifier.
 
     ``bytes`` is there if the token is not whole characters by itself.
     """
 
     token_id: TokenId
     text: str
-    logprob: float
+    logprob: float | None
     bytes: list[int] | UnsetType = UNSET
 
 
@@ -379,7 +379,7 @@ class ModelView(Struct, frozen=True, kw_only=True):
     loaded: bool
     embedded: bool
     config: dict[str, Any]
-    numerics: Numerics | None
+    numerics: Numerics
 
 
 class Health(Struct, frozen=True, kw_only=True):

@@ -24,7 +24,7 @@ from domain.errors import (
 from domain.events import Recorded, decode
 from domain.ids import ModelId, Seed, StateId, Version
 from domain.log_errors import EventErased
-from domain.models import LanguageModel, Models
+from domain.models import Classifier, LanguageModel, Models
 from domain.ports import Append, EventLog, Idempotency, Provenance, Signer
 from domain.report import Marks, Progress, Report
 from domain.state import Erased, Live, State, evolve, fold_rows
@@ -119,6 +119,10 @@ class Service:
         except EventErased:  # just now, between reading its rows and opening them
             return fold_rows(await self.log.state_rows(state_id))
 
+    def in_memory(self) -> Iterator[Live]:
+        """The states that are in memory and take operations."""
+        return (state for state in self._folds.values() if isinstance(state, Live))
+
     async def live(self, state_id: StateId, version: Version | None = None) -> Live:
         """A state that takes operations.
 
@@ -139,7 +143,7 @@ class Service:
             return decide.live(current, state_id)
         return decide.live(await self.state(state_id, version), state_id)
 
-    async def model(self, state: Live) -> LanguageModel:
+    async def any_model(self, state: Live) -> LanguageModel | Classifier:
         """The model of a state, which can be asked about all that the state holds.
 
         Raises:
@@ -147,7 +151,19 @@ class Service:
             NotRunnable: it is another one than the state is of.
         """
         model = await self.models.get(state.model_id)
-        plan.check_runnable(state, model.vocabulary_size, model.context_size)
+        plan.check_runnable(state, model.model_type, model.vocabulary_size, model.context_size)
+        return model
+
+    async def model(self, state: Live) -> LanguageModel:
+        """The language model of a state.
+
+        Raises:
+            InvalidInput: the state is one of a classifier.
+            ModelNotFound, ModelUnavailable, NotRunnable: as for :meth:`any_model`.
+        """
+        plan.check_language(state)
+        model = await self.any_model(state)
+        assert model.model_type == "causal_lm"
         return model
 
     async def event(self, state_id: StateId, version: Version) -> Recorded:
@@ -242,6 +258,8 @@ class Service:
             self._folds.pop(conflict.facts["state_id"], None)
             raise
         for event in recorded:
+            if event.row.version is None:  # it leaves its state as it was
+                continue
             before = self._folds.get(event.state_id)
             if (before.version if before else 0) == event.version - 1:
                 self._keep(evolve(before, event))

@@ -22,7 +22,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     Lists (``api_keys``, ``allowed_models``) are comma-separated. ``threads`` 0 means one per core
     of the machine. ``default_seed`` may be ``null``: a fresh seed for every generation.
     ``hot_cache_bytes`` bounds the KV caches of all models together, ``host_cache_bytes`` what the
-    host keeps of them where the device is a GPU.
+    host keeps of them where the device is a GPU. ``max_result_bytes`` bounds the tensors of one
+    answer about the inside of a state.
 
     ``erasable`` matters when a log is made. ``signing_key`` is the path of a PEM file with an
     Ed25519 private key. Stored logits are kept as long and as many as the last two say; 0: for
@@ -54,6 +55,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     max_models: Annotated[int, Meta(ge=1, le=64)] = 2
     max_body_bytes: Annotated[int, Meta(ge=1024)] = 4 << 20
     max_import_bytes: Annotated[int, Meta(ge=1024)] = 64 << 20
+    max_result_bytes: Annotated[int, Meta(ge=1 << 20)] = 64 << 20
     erasable: bool = False
     signing_key: str | None = None
     logits_max_days: Annotated[int, Meta(ge=0, le=36_500)] = 0

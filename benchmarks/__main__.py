@@ -8,6 +8,7 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 
 from benchmarks import (
+    analysis,
     audit,
     branches,
     constraints,
@@ -33,6 +34,7 @@ PARTS: Mapping[str, Callable[[Bench], Iterator[Measured]]] = {
     "throughput": throughput.rows,
     "constraints": constraints.rows,
     "prompts": prompts.rows,
+    "analysis": analysis.rows,
     "audit": audit.rows,
     "stalls": stalls.rows,
     "disconnects": disconnects.rows,

@@ -30,6 +30,11 @@ class Client:
         with closing(self._send("GET", path)) as response:
             return response.read()
 
+    def tensor(self, path: str, **body: Any) -> bytes:
+        """A tensor that a request answers, in the format of numpy."""
+        with closing(self._send("POST", path, body, accept="application/x-npy")) as response:
+            return response.read()
+
     def post(self, path: str, **body: Any) -> Any:
         """The answer to a request."""
         with closing(self._send("POST", path, body)) as response:
@@ -99,12 +104,17 @@ class Client:
         return hot
 
     def _send(
-        self, method: str, path: str, body: dict[str, Any] | None = None
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        accept: str = "application/json",
     ) -> http.client.HTTPResponse:
         if time.monotonic() - self._used > _KEPT_ALIVE_S:
             self._http.close()  # opened again by itself
         content = None if body is None else json.dumps(body).encode()
-        self._http.request(method, path, content, {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json", "Accept": accept}
+        self._http.request(method, path, content, headers)
         response = self._http.getresponse()
         self._used = time.monotonic()
         if response.status >= 400:

@@ -65,6 +65,16 @@ class Plain:
         with torch.inference_mode():
             return seconds(lambda: self._model(ids, use_cache=True, logits_to_keep=1))
 
+    def attentions(self, prompt: list[int]) -> float:
+        """Seconds for one pass over a prompt that gives the attention weights of every layer."""
+        ids = self._ids(prompt)
+        self._model.set_attn_implementation("eager")
+        try:
+            with torch.inference_mode():
+                return seconds(lambda: self._model(ids, output_attentions=True, logits_to_keep=1))
+        finally:
+            self._model.set_attn_implementation("sdpa")
+
     def kv_cache(self, prompt: list[int]) -> Any:
         """The K/V of a prompt."""
         ids = self._ids(prompt)

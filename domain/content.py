@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import Final
 
 from msgspec import Struct
 
@@ -65,6 +66,10 @@ class Scores(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     entropies: tuple[float, ...]
     logsumexps: tuple[float, ...]
     logits_digests: tuple[str, ...]
+
+
+NO_SCORES: Final = Scores(logprobs=(), ranks=(), entropies=(), logsumexps=(), logits_digests=())
+"""Those of tokens of which nothing was said: a classifier's."""
 
 
 class StoredLogits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -14,7 +14,7 @@
      |- StateIsErased           existed; what it held was destroyed
      |- Conflict
      |   |- VersionConflict     the state has moved on since it was read
-     |   |- FingerprintChanged  the stream to resume began under other numerics
+     |   |- FingerprintChanged  the request to go on with began under other numerics
      |   |- NothingToResume     no stream was begun by this request
      |   |- NotAPrefix          the tokens of that version do not begin the state's tokens
      |   |- IdempotencyKeyReused  the key was used for another request
@@ -24,6 +24,7 @@
      |   `- NotErasable         the log was not created erasable
      |- BrokenExport            a file to import that does not prove what it holds
      |   `- ExportTooNew        a file of a newer release
+     |- NotAcceptable           the answer cannot be had in a form that the client accepts
      |- PreconditionFailed      If-Match names another version
      |- TooLarge                text or tokens that do not fit the context
      |   `- ResultTooLarge      what was asked about a state's inside does not fit an answer
@@ -36,6 +37,7 @@
     NotComparable               nothing could be replayed, or not what a baseline is of
 """
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from msgspec import Struct
@@ -195,13 +197,13 @@ class VersionConflict(Conflict):
 
 
 class FingerprintChanged(Conflict):
-    """A stream cannot be resumed under numerics that could draw other tokens."""
+    """What was begun cannot be gone on with under numerics that could give something else."""
 
     slug = "fingerprint-changed"
 
     def __init__(self, state_id: StateId, begun: str, current: str) -> None:
         super().__init__(
-            f"this stream of state {state_id!r} began under the numerics fingerprint {begun},"
+            f"this request about state {state_id!r} began under the numerics fingerprint {begun},"
             f" which is {current} now; send the request with a fresh Idempotency-Key",
             state_id=state_id,
             begun_fingerprint=begun,
@@ -308,6 +310,18 @@ class ExportTooNew(BrokenExport):
     """A file that a newer release wrote."""
 
 
+class NotAcceptable(Refusal):
+    """The answer cannot be had in any form that the client accepts."""
+
+    slug = "not-acceptable"
+
+    def __init__(self, available: Sequence[str], hint: str = "") -> None:
+        super().__init__(
+            f"this can be had as {', '.join(available)}: name one of them in Accept{hint}",
+            available=available,
+        )
+
+
 class PreconditionFailed(Refusal):
     """``If-Match`` names a version that is not the state's."""
 
@@ -333,9 +347,9 @@ class ResultTooLarge(TooLarge):
 
     slug = "result-too-large"
 
-    def __init__(self, size: int, limit: int, remedy: str) -> None:
+    def __init__(self, size: int, limit: int, remedy: str, unit: str = "bytes") -> None:
         super().__init__(
-            f"the answer would take {size} bytes, at most {limit} are given. {remedy}",
+            f"the answer would take {size} {unit}, at most {limit} are given. {remedy}",
             size=size,
             limit=limit,
         )

@@ -5,12 +5,13 @@ schema number; a new field needs a default, a changed meaning needs a new tag. E
 ids, never text alone, and everything an answer to the client was made of.
 """
 
+from collections.abc import Iterator
 from typing import Final, Literal
 
 import msgspec
 from msgspec import Struct
 
-from domain.analysis.parameters import Parameters
+from domain.analysis.parameters import CompareParameters, NextParameters, Parameters
 from domain.canonical import as_json
 from domain.chain import Row
 from domain.config import (
@@ -302,6 +303,16 @@ class Recorded(Struct, frozen=True):
         return version
 
 
+def needs(analysis: Recorded) -> Version | None:
+    """The latest version of its state that an analysis is of; null if it is of another one, too."""
+    event = analysis.event
+    if isinstance(event, StateAnalyzed) and isinstance(event.parameters, CompareParameters):
+        other = event.parameters
+        alone = other.other_state_id == analysis.state_id
+        return max(analysis.version, other.other_version) if alone else None
+    return analysis.version
+
+
 _decoder: Final[msgspec.json.Decoder[Event]] = msgspec.json.Decoder(Event)
 
 
@@ -320,6 +331,22 @@ def event_type(event: Event) -> str:
 DELETED: Final = event_type(StateDeleted())
 ERASED: Final = event_type(StateErased())
 """The types of the events that end a state; the latter is never sealed."""
+
+ANALYZED: Final = event_type(StateAnalyzed(parameters=NextParameters(), result_digest=""))
+"""The type of the events that leave their state as it was."""
+
+
+def misnumbered(row: Row) -> Iterator[tuple[str, str]]:
+    """Which of a row's two versions are not as they must be, each with what it must be.
+
+    An analysis names the version that it saw, any other event the one that it led to.
+    """
+    names = ("version", "at_version")
+    own, other = names[::-1] if row.type == ANALYZED else names
+    if (getattr(row, own) or 0) < 1:
+        yield own, "from 1 on"
+    if getattr(row, other) is not None:
+        yield other, f"none: {row.type} has but {own}"
 
 
 def decode(row: Row) -> Recorded:

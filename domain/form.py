@@ -17,12 +17,15 @@ from domain.replay import Run, place_of, runs_of
 from domain.report import Divergence, divergence
 
 
-def compare_form(recorded: Recorded, vocabulary_size: int, context_size: int) -> Divergence | None:
+def compare_form(
+    recorded: Recorded, vocabulary_size: int, context_size: int, *, scored: bool = True
+) -> Divergence | None:
     """Whether a model can be asked about an event at all.
 
     Every token it names is in the vocabulary, it has runs, which have tokens where none is no
     result and fit the model's context, whatever is recorded of each token is there once for each,
-    and the steps of a search follow each other.
+    and the steps of a search follow each other. Of a model that scores no tokens (``scored``) no
+    scores are recorded.
     """
     event = recorded.event
     runs = (("", event),) if isinstance(event, StateCreated) else runs_of(recorded)
@@ -31,17 +34,26 @@ def compare_form(recorded: Recorded, vocabulary_size: int, context_size: int) ->
         kind = "beams" if isinstance(event, BeamsGenerated) else "continuations"
         found = found or divergence(recorded, f"len({kind})", 0, "at least 1")
     for name, run in runs:
+        found = found or _compare_lengths(recorded, name, run, scored=scored)
         found = found or _compare_run(recorded, name, run, vocabulary_size, context_size)
     return found or _compare_steps(recorded, vocabulary_size, context_size)
+
+
+def _compare_lengths(
+    recorded: Recorded, name: str, run: StateCreated | Run, *, scored: bool
+) -> Divergence | None:
+    count = len(run.content.tokens)
+    for field, values in _of_each_token(run).items():
+        wanted = 0 if field.startswith("scores.") and not scored else count
+        if len(values) != wanted:
+            return divergence(recorded, f"len({name}{field})", len(values), wanted)
+    return None
 
 
 def _compare_run(
     recorded: Recorded, name: str, run: StateCreated | Run, vocabulary_size: int, context_size: int
 ) -> Divergence | None:
     count, room = len(run.content.tokens), context_size - place_of(recorded)
-    for field, values in _of_each_token(run).items():
-        if len(values) != count:
-            return divergence(recorded, f"len({name}{field})", len(values), count)
     least = 0 if isinstance(run, TokensGenerated | Continuation) else 1
     if count > room or count < least:
         possible = f"at most {room}" if count > room else f"at least {least}"

@@ -5,6 +5,7 @@ from typing import Any, Literal, Protocol
 
 from msgspec import Struct
 
+from domain.analysis.classify import Problem
 from domain.analysis.parameters import Inside
 from domain.analysis.result import Result
 from domain.config import Constraint, ModelType, StateConfig
@@ -78,17 +79,13 @@ class Dimensions(Struct, frozen=True, kw_only=True):
     width: int
 
 
-class LanguageModel(Protocol):
-    """A loaded causal language model. All work runs on the engine's thread."""
+class Model(Protocol):
+    """What every loaded model has. All work runs on the engine's thread."""
 
     model_id: ModelId
-    model_type: ModelType
     revision: str | None
     context_size: int
     vocabulary_size: int
-    dimensions: Dimensions
-    eos_token_ids: frozenset[TokenId]
-    max_beams: int
     config: dict[str, Any]
     numerics: Numerics
     fingerprint: Fingerprint
@@ -106,6 +103,38 @@ class LanguageModel(Protocol):
     def fragment(self, before: Sequence[TokenId], tokens: Sequence[TokenId]) -> Fragment:
         """``tokens`` with the text each of them adds after ``before``."""
 
+
+class Classifier(Model, Protocol):
+    """A loaded sequence classifier: says of a whole text which class it belongs to.
+
+    ``labels`` are the names of its classes. A state of it holds a text without the special tokens
+    that its tokenizer puts at the end: they belong to the question, so that text can be appended.
+    """
+
+    model_type: Literal["sequence_classification"]
+    labels: tuple[str, ...]
+    problem: Problem
+
+    async def logits(self, tokens: Sequence[TokenId]) -> tuple[float, ...]:
+        """The logit (float32) of each class for a text.
+
+        Special tokens that the tokenizer puts around a text are added where the tokens do not begin
+        or end with them. A pure function of the tokens, computed whole: nothing is kept of it.
+
+        Raises:
+            TooLarge: the text is longer than the model's context.
+        """
+
+
+class LanguageModel(Model, Protocol):
+    """A loaded causal language model."""
+
+    model_type: Literal["causal_lm"]
+    dimensions: Dimensions
+    eos_token_ids: frozenset[TokenId]
+    max_beams: int
+    max_result_bytes: int
+
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Step, None]:
         """Draw tokens one by one. Closing the iterator ends the work and frees its memory."""
 
@@ -122,6 +151,13 @@ class LanguageModel(Protocol):
 
         Raises:
             TooLarge: a text is longer than the model's context.
+        """
+
+    async def largest(self, rows: Sequence[bytes], k: int) -> list[bytes]:
+        """The ``k`` largest logits of rows that were kept ``full``, as ``top_k`` keeps them.
+
+        Raises:
+            InvalidInput: they are no such rows.
         """
 
     async def look(
@@ -177,20 +213,20 @@ class Models(Protocol):
             ModelNotFound: clients may not name it.
         """
 
-    async def describe(self, model_id: ModelId) -> tuple[dict[str, Any], Numerics | None]:
-        """A model's ``config.json`` and, for one that is run here, its numerics; loads it.
+    async def describe(self, model_id: ModelId) -> tuple[dict[str, Any], Numerics]:
+        """A model's ``config.json`` and its numerics; loads it.
 
         Raises:
             ModelNotFound, ModelUnavailable: as for :meth:`get`.
         """
 
     def counters(self) -> dict[ModelId, CacheCounters]:
-        """Counters of the KV cache of every loaded model."""
+        """Counters of the KV cache of every loaded model that has one."""
 
     async def forget(self) -> None:
         """Drop every block of every loaded model's KV cache that no running work holds."""
 
-    async def get(self, model_id: ModelId) -> LanguageModel:
+    async def get(self, model_id: ModelId) -> LanguageModel | Classifier:
         """The model, loaded if it was not.
 
         Raises:

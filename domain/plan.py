@@ -16,6 +16,7 @@ from domain.config import (
     LogitsChanges,
     LogitsParameters,
     MaxTokens,
+    ModelType,
     NgramSize,
     SamplingChanges,
     SamplingParameters,
@@ -204,14 +205,30 @@ def _check_beams(config: StateConfig, wish: BeamWish, max_beams: int) -> None:
         raise InvalidInput(*problems)
 
 
-def check_runnable(state: Live, vocabulary_size: int, model_context: int) -> None:
+def check_language(state: Live) -> None:
+    """Refuse a state whose model writes no text.
+
+    Raises:
+        InvalidInput: it is a state of a classifier.
+    """
+    if state.model_type != "causal_lm":
+        reason = f"is a state of a classifier ({state.model_type}): this needs a causal_lm state"
+        raise invalid("state_id", f"{reason}; POST /v1/analyze/classify takes it")
+
+
+def check_runnable(
+    state: Live, model_type: ModelType, vocabulary_size: int, model_context: int
+) -> None:
     """Refuse a state that another model made: one that was imported need not be of the model here.
 
     Raises:
-        NotRunnable: it holds tokens that the model does not have, or may hold too many.
+        NotRunnable: the model is of another type, or the state holds tokens that the model does
+            not have, or may hold too many.
     """
     tokens = state.content.tokens
-    if not 0 <= min(tokens) <= max(tokens) < vocabulary_size:
+    if state.model_type != model_type:
+        reason = f"it is a {state.model_type} state, the model a {model_type}"
+    elif not 0 <= min(tokens) <= max(tokens) < vocabulary_size:
         reason = f"it holds tokens beyond 0 to {vocabulary_size - 1}"
     elif state.config.context_size > model_context:
         reason = (

@@ -40,7 +40,8 @@ class Append(Struct, frozen=True, kw_only=True):
     """One event to add to one state.
 
     ``expected_version`` is the version the state has now (0 for a new state); the event gets the
-    next one. ``logits`` are blobs kept beside the event, one per token.
+    next one. For ``state_analyzed``, which gets none, it is the version that was looked at.
+    ``logits`` are blobs kept beside the event, one per token.
     """
 
     state_id: StateId
@@ -92,13 +93,19 @@ class LogReader(Protocol):
         until: Version | None = None,
         limit: int | None = None,
     ) -> list[Row]:
-        """Rows of one state in order: versions above ``after``, up to and with ``until``."""
+        """Rows of one state in order: versions above ``after``, up to and with ``until``.
+
+        Its analyses, which have no version, are not among them.
+        """
 
     async def rows_before_first(self, *, limit: int) -> list[Row]:
         """Rows at positions before 1, where no log has any."""
 
     async def newest(self, state_id: StateId) -> Row | None:
         """The row of a state's latest version; null if there is no such state."""
+
+    async def analyses(self, state_id: StateId, *, after: Position, limit: int) -> list[Row]:
+        """Analyses of a state in the order of the log, from the one after a position."""
 
     async def page(
         self,
@@ -182,6 +189,7 @@ class EventLog(LogReader, Protocol):
 
         Raises:
             VersionConflict: a state is not at its ``expected_version``; names the current one.
+            StateIsDeleted, StateIsErased, VersionNotFound: a state cannot have been looked at.
             IdempotencyKeyReused: the key belongs to a request with another body.
             QueueFull: too many appends are waiting.
             LogUnavailable: the database could not be written; nothing was recorded.

@@ -14,12 +14,16 @@ from msgspec import Struct
 from domain.chain import Head, Row, blobs_digest, follow, genesis, row_hash
 from domain.errors import BrokenExport, ExportTooNew
 from domain.events import (
+    DELETED,
+    ERASED,
     SCHEMA,
     ContinuationsGenerated,
     Recorded,
     StateCreated,
     TokensGenerated,
     decode,
+    misnumbered,
+    needs,
 )
 from domain.export import (
     FORMAT,
@@ -85,6 +89,7 @@ class Reading:
         self.sealed = 0
         self.released_until: Position | None = None
         self._states: dict[StateId, State] = {}
+        self._ended: set[StateId] = set()
         self._needed: dict[StateId, Version] = {}
         for one in self.header.states:
             self._need(one.state_id, one.version)
@@ -224,10 +229,7 @@ class Reading:
 
     def _admit(self, row: Row, blobs: tuple[bytes, ...]) -> Admitted:
         """An event that happened to its state as it was, with all that is kept beside it."""
-        version = Version(self.versions.get(row.state_id, 0) + 1)
-        if row.version != version:
-            raise UnknownEvent(row.position, f"version {row.version} where {version} must come")
-        self.versions[row.state_id] = version
+        self._number(row)
         if row.fingerprint is not None and row.fingerprint not in self._fingerprints:
             raise UnknownEvent(row.position, f"fingerprint {row.fingerprint} is not in the file")
         check_seal(row, erasable=self.header.erasable)
@@ -246,7 +248,35 @@ class Reading:
             logits=blobs,
         )
 
+    def _number(self, row: Row) -> None:
+        """An event leads to the next version of its state, or saw one that there is."""
+        for name, possible in misnumbered(row):
+            raise UnknownEvent(row.position, f"{name} is {getattr(row, name)}, not {possible}")
+        reached = self.versions.get(row.state_id, Version(0))
+        if row.at_version is not None:
+            if row.at_version > reached or row.state_id in self._ended:
+                ended = " and has ended" if row.state_id in self._ended else ""
+                raise UnknownEvent(
+                    row.position,
+                    f"it saw version {row.at_version}, the state is at {reached}{ended}",
+                )
+        elif row.version != reached + 1:
+            raise UnknownEvent(row.position, f"version {row.version} where {reached + 1} must come")
+        else:
+            self.versions[row.state_id] = row.version
+            if row.type in (DELETED, ERASED):
+                self._ended.add(row.state_id)
+
+    def _check_analysis(self, analysis: Recorded) -> None:
+        """An analysis among those of a state can be made again from what is in the file."""
+        reached = self.versions[analysis.state_id]
+        if self.header.kind == "state" and not 0 < (needs(analysis) or 0) <= reached:
+            raise UnknownEvent(analysis.position, "it compares with what is not in the file")
+
     def _fold(self, recorded: Recorded) -> None:
+        if recorded.row.version is None:
+            self._check_analysis(recorded)
+            return
         before = self._states.get(recorded.state_id)
         if before is None and recorded.version > 1:
             return  # sealed: what it was cannot be known

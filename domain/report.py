@@ -15,7 +15,8 @@ Differences = dict[str, tuple[Any, Any]]
 class Divergence(Struct, frozen=True, kw_only=True):
     """Something about an event that is not as recorded.
 
-    ``position`` is the event's place in the log, ``token_position`` the absolute position in the
+    ``position`` is the event's place in the log, ``version`` that which it led to, or which an
+    analysis saw, ``token_position`` the absolute position in the
     state's text, ``field`` what differs. ``first`` says that nothing before it in its state was
     found to differ; of that one ``differences`` are those between the fingerprints, if any. The
     first that has a token position has ``alternatives``, the likeliest tokens there now.
@@ -65,8 +66,9 @@ class Report(Struct, frozen=True, kw_only=True):
     to the bit, because they were made under another fingerprint or without the contract, or cannot
     be read here.
 
-    ``head`` is the newest row of the ``range``. Of all ``divergences_found`` the first of each
-    state and as many more as a list may hold are in ``divergences``, likewise with the drifts.
+    ``head`` is the newest row of the ``range``. ``analyses`` are counted among the events, too. Of
+    all ``divergences_found`` the first of each state and as many more as a list may hold are in
+    ``divergences``, likewise with the drifts.
     ``imported`` events came from other logs, those that ``imported_from`` names. Of ``erased``
     states, which ``erased_states`` names, only the chain was followed. Both lists are bounded.
     """
@@ -75,6 +77,7 @@ class Report(Struct, frozen=True, kw_only=True):
     head: dict[str, Any]
     range: Range
     events_checked: int
+    analyses: int
     states_checked: int
     imported: int
     imported_from: tuple[str, ...] = ()

@@ -8,6 +8,7 @@ import msgspec
 from hypothesis import strategies as st
 
 from domain import decide
+from domain.analysis.parameters import NextParameters
 from domain.chain import Head, Row, genesis, row_hash
 from domain.config import (
     BeamParameters,
@@ -28,6 +29,7 @@ from domain.events import (
     ContinuationsGenerated,
     Event,
     Recorded,
+    StateAnalyzed,
     StateCreated,
     TextForwarded,
     TokensGenerated,
@@ -156,6 +158,11 @@ def searched(state: Live, contents: Sequence[Fragment]) -> BeamsGenerated:
             for one in contents
         ),
     )
+
+
+def analyzed(**fields: Any) -> StateAnalyzed:
+    """That somebody asked what could come next."""
+    return StateAnalyzed(**({"parameters": NextParameters(), "result_digest": "0" * 64} | fields))
 
 
 def append(event: Event, version: int = 0, *, state: int = 0, **fields: Any) -> Append:

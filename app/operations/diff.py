@@ -1,6 +1,5 @@
 """How two states differ, down to the distribution of the next token. Records nothing."""
 
-from collections.abc import Iterator
 from typing import Final
 
 from msgspec.structs import replace
@@ -15,6 +14,9 @@ from domain.work import Comparison, Reference, Scored, ScoreRequest
 
 CHUNK: Final = 32
 """Positions that are compared at once: so many rows of logits are held."""
+
+PRIVATE_BYTES: Final = 64 << 20
+"""Logits that are held where each chunk is computed from the first token on: fewer chunks."""
 
 
 async def compare(
@@ -39,41 +41,61 @@ async def compare(
     here = range(max(every.start, start), every.stop)
     if not here[:limit]:
         return replace(found, kl=())
+    if "sequence_classification" in (a.model_type, b.model_type):
+        return replace(found, note="a classifier says nothing of what could come next")
     try:
         models = await service.model(a), await service.model(b)
     except (ModelUnavailable, NotFound, NotRunnable) as error:
         return replace(found, note=str(error))
-    if not _speak_alike(*models):
+    if not speak_alike(*models):
         return replace(found, note="the models have different vocabularies")
     # Nothing comes after a full context.
     here = range(here.start, min(here.stop, *(model.context_size for model in models)))
     asked, rest = here[:limit], here[limit:]
-    compared: list[NextToken] = []
     async with service.turns.turn(object()):
-        for chunk in _chunks(asked):
-            compared += await _compare(a, b, models, chunk)
+        compared = await next_tokens((a, b), models, asked)
     return replace(found, kl=tuple(compared), next_start=rest.start if rest else None)
 
 
-def _speak_alike(first: LanguageModel, second: LanguageModel) -> bool:
+def speak_alike(first: LanguageModel, second: LanguageModel) -> bool:
     """Whether the same number means the same token to both."""
     names = [model.fingerprint.facts()["tokenizer"] for model in (first, second)]
     return names[0] == names[1] and first.vocabulary_size == second.vocabulary_size
 
 
-def _chunks(asked: range) -> Iterator[range]:
-    return (asked[at : at + CHUNK] for at in range(0, len(asked), CHUNK))
+async def next_tokens(
+    states: tuple[Live, Live],
+    models: tuple[LanguageModel, LanguageModel],
+    asked: range,
+    *,
+    private: bool = False,
+) -> list[NextToken]:
+    """What could come next at some positions of two states, held against each other.
+
+    ``private`` is as for :meth:`domain.models.LanguageModel.score`.
+    """
+    chunk = CHUNK
+    if private:  # each time from the beginning
+        chunk = max(chunk, PRIVATE_BYTES // (4 * models[0].vocabulary_size))
+    compared: list[NextToken] = []
+    for at in range(0, len(asked), chunk):
+        compared += await _compare(states, models, asked[at : at + chunk], private=private)
+    return compared
 
 
 async def _compare(
-    a: Live, b: Live, models: tuple[LanguageModel, LanguageModel], chunk: range
+    states: tuple[Live, Live],
+    models: tuple[LanguageModel, LanguageModel],
+    chunk: range,
+    *,
+    private: bool,
 ) -> list[NextToken]:
-    here, there = _until(a, chunk.stop), _until(b, chunk.stop)
+    here, there = (_until(state, chunk.stop) for state in states)
     asked = ScoreRequest(tokens=here, start=chunk.start, keep="raw")
-    (scored,) = await models[0].score([asked])
+    (scored,) = await models[0].score([asked], private=private)
     references = _references(here[chunk.start :], scored)
     asked = ScoreRequest(tokens=there, start=chunk.start, references=references)
-    (scored,) = await models[1].score([asked])
+    (scored,) = await models[1].score([asked], private=private)
     return [
         _next_token(place, comparison, models, (here[:place], there[:place]))
         for place, comparison in zip(chunk, scored.comparisons, strict=True)

@@ -14,7 +14,7 @@ from domain.errors import InvalidInput
 from domain.events import Recorded
 from domain.fingerprint import Fingerprint
 from domain.ids import ModelId, Position, TokenId
-from domain.models import LanguageModel
+from domain.models import LanguageModel, Model
 from domain.ports import LogReader
 from domain.replay import Passage
 from domain.report import Differences, Divergence, divergence
@@ -37,7 +37,7 @@ class Execution:
     def __init__(self, log: LogReader, findings: Findings, *, told: Told) -> None:
         self._log = log
         self._findings = findings
-        self._told = told
+        self.told = told
         self._known: dict[str, Fingerprint | None] = {}
         self.used: dict[ModelId, str] = {}
         self.recomputed = self.reused = 0
@@ -53,17 +53,18 @@ class Execution:
     def compare_fingerprint(self, recorded: Recorded) -> Divergence | None:
         """Whether a fingerprint that an event names is there, and is what its name says."""
         name = recorded.row.fingerprint
-        if name is None or self._sound(recorded) is not None:
+        if name is None or self.sound(recorded) is not None:
             return None
         found = self._known[name]
         return divergence(recorded, "fingerprint", name, None if found is None else found.document)
 
-    def differences(self, recorded: Recorded, model: LanguageModel) -> Differences:
+    def differences(self, recorded: Recorded, model: Model) -> Differences:
         """The facts in which the numerics of an event differ from those of now."""
-        then = self._sound(recorded)
+        then = self.sound(recorded)
         return {} if then is None else compare.differences(then, model.fingerprint)
 
-    def _sound(self, recorded: Recorded) -> Fingerprint | None:
+    def sound(self, recorded: Recorded) -> Fingerprint | None:
+        """The fingerprint that an event names, if it is there and is what its name says."""
         name = recorded.row.fingerprint
         found = None if name is None else self._known[name]
         return found if found is not None and found.is_sound() else None
@@ -78,7 +79,7 @@ class Execution:
             self.recomputed += sum(one.tokens_computed for _, one in scored)
             self.reused += sum(one.tokens_reused for _, one in scored)
             await asyncio.to_thread(self._compare, compare.by_event(scored), model)
-            self._told()
+            self.told()
 
     async def _score(
         self, asked: Sequence[Passage], model: LanguageModel
@@ -101,7 +102,7 @@ class Execution:
         eos = model.eos_token_ids
         for evidence in found.values():
             recorded = evidence.recorded
-            fingerprint = self._sound(recorded)
+            fingerprint = self.sound(recorded)
             if fingerprint is None:
                 if recorded.row.fingerprint is None:
                     self._findings.diverges(divergence(recorded, "fingerprint", None, None))

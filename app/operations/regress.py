@@ -15,7 +15,7 @@ from app.operations.replays import Replay, Replays, Skipped
 from domain import compare, regress, teacher_forcing
 from domain.baseline import Baseline, BaselineWriter
 from domain.content import Alternative
-from domain.errors import NotComparable, Refusal
+from domain.errors import NotComparable, Refusal, invalid
 from domain.ids import ModelId, StateId, TokenId
 from domain.models import LanguageModel, Models
 from domain.ports import LogReader
@@ -80,7 +80,9 @@ class Regressor:
         """
         self._limits = request.limits
         if request.model_id is not None:
-            await self._models.get(request.model_id)
+            model = await self._models.get(request.model_id)
+            if model.model_type != "causal_lm":
+                raise invalid("model_id", f"{model.model_id!r} is a classifier, not a causal_lm")
         head = await self._log.head()
         state_ids = await self._state_ids(request)
         replays = Replays(

@@ -127,10 +127,15 @@ class Replays:
 
     async def _model(self, first: Recorded) -> LanguageModel:
         assert isinstance(first.event, StateCreated)
+        if first.event.model_type != "causal_lm":
+            raise Skipped(f"nothing was said of its tokens: it is a {first.event.model_type} state")
         try:
-            return await self._models.get(self._model_id or first.event.model_id)
+            model = await self._models.get(self._model_id or first.event.model_id)
         except (NotFound, ModelUnavailable) as error:
             raise Skipped(str(error)) from error
+        if model.model_type != "causal_lm":
+            raise Skipped(f"{model.model_id} says nothing of tokens: it is a {model.model_type}")
+        return model
 
     async def _told_by_log(
         self, events: Iterable[Recorded], asked: Iterable[Passage]

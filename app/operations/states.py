@@ -8,12 +8,13 @@ from msgspec import Struct
 
 from app.service import Call, Service
 from domain import decide, plan
-from domain.config import ConfigChanges, Metadata, StateConfig
+from domain.config import ConfigChanges, Metadata, ModelType, StateConfig
+from domain.content import NO_SCORES
 from domain.errors import TooLarge, invalid
 from domain.events import Event, Recorded, StateCreated
 from domain.fingerprint import Fingerprint
 from domain.ids import ModelId, StateId, TokenId, Version
-from domain.models import LanguageModel
+from domain.models import Model
 from domain.origin import ContinuationId
 from domain.ports import Append
 from domain.state import Live, apply
@@ -38,13 +39,17 @@ async def create(
     content: Content,
     changes: ConfigChanges,
     metadata: Metadata,
+    model_type: ModelType | None = None,
 ) -> tuple[Recorded, ...]:
-    """Begin a state."""
+    """Begin a state; its model is of ``model_type``, or of any type if none is named."""
     async with service.answering(call) as remembered:
         if remembered:
             return remembered
         check_metadata(metadata)
         model = await service.models.get(model_id)
+        if model_type not in (None, model.model_type):
+            allowed = f"must be {model.model_type}, which {model_id!r} is, or auto"
+            raise invalid("model_type", allowed)
         _check_ids(changes, model)
         config = changes.apply(_clamped(service, model))
         tokens = await _tokens(model, content, beginning=True, room=config.context_size)
@@ -62,14 +67,14 @@ async def create(
         return await _begin(service, call, created, model.fingerprint)
 
 
-def _clamped(service: Service, model: LanguageModel) -> StateConfig:
+def _clamped(service: Service, model: Model) -> StateConfig:
     """The server's default config; its context is never above the model's own."""
     default = service.default_config
     size = min(default.context_size, model.context_size)
     return msgspec.structs.replace(default, context_size=size)
 
 
-def _check_ids(changes: ConfigChanges, model: LanguageModel) -> None:
+def _check_ids(changes: ConfigChanges, model: Model) -> None:
     plan.check_tokens(changes, model.vocabulary_size, "config.")
 
 
@@ -98,7 +103,7 @@ def _nests_at_most(value: Any, levels: int) -> bool:
 
 
 async def _tokens(
-    model: LanguageModel, content: Content, *, beginning: bool, room: int
+    model: Model, content: Content, *, beginning: bool, room: int
 ) -> tuple[TokenId, ...]:
     """Tokens of what a client gave, in the vocabulary and at least one."""
     match content:
@@ -130,13 +135,14 @@ async def forward(
 ) -> tuple[Recorded, ...]:
     """Append text or tokens without generating; the model scores them on the way.
 
-    A state that slides makes room for them first, in an event before that of the text.
+    A classifier does not: it says nothing of single tokens. A state that slides makes room for them
+    first, in an event before that of the text.
     """
     async with service.answering(call) as remembered, service.turns.turn(state_id):
         if remembered:
             return remembered
         state = await _current(service, call, state_id)
-        model = await service.model(state)
+        model = await service.any_model(state)
         tokens = await _tokens(model, content, beginning=False, room=decide.room(state))
         if not tokens:
             raise invalid("text", "has no tokens in this model's vocabulary")
@@ -145,8 +151,11 @@ async def forward(
             appends.append(_next(state, slid))
             state = apply(state, slid)
         held = state.content.tokens
-        (scored,) = await model.score([ScoreRequest(tokens=held + tokens, start=len(held))])
-        event = decide.forward(state, model.fragment(held, tokens), scored.scores)
+        scores = NO_SCORES
+        if model.model_type == "causal_lm":
+            asked = ScoreRequest(tokens=held + tokens, start=len(held))
+            scores = (await model.score([asked]))[0].scores
+        event = decide.forward(state, model.fragment(held, tokens), scores)
         appends.append(_next(state, event, model.fingerprint))
         return await service.append(call, appends)
 
@@ -159,7 +168,7 @@ async def change_config(
         if remembered:
             return remembered
         state = await _current(service, call, state_id)
-        model = await service.model(state)
+        model = await service.any_model(state)
         _check_ids(changes, model)
         event = decide.change_config(state, changes, model.context_size)
         return await service.append(call, [_next(state, event)])
@@ -213,7 +222,7 @@ async def fork(
                 raise invalid("continuation", "must not be given together with position or version")
             version = continuation.version
         parent = await service.live(state_id, version)
-        model = await service.model(parent)
+        model = await service.any_model(parent)
         _check_ids(changes, model)
         inherited = parent.metadata if metadata is None else metadata
         check_metadata(inherited)
@@ -254,7 +263,7 @@ async def merge(
             raise invalid("If-Match", "must not be given: each of the states has its own version")
         parents = [await service.live(state_id) for state_id in state_ids]
         decide.check_parents(parents)
-        model, *_ = [await service.model(parent) for parent in parents]
+        model, *_ = [await service.any_model(parent) for parent in parents]
         _check_ids(changes, model)
         inherited = parents[0].metadata if metadata is None else metadata
         check_metadata(inherited)

@@ -23,7 +23,7 @@ from domain.errors import (
     VersionConflict,
     VersionNotFound,
 )
-from domain.events import ERASED, Recorded, StateCreated, decode
+from domain.events import ERASED, Recorded, StateCreated, decode, needs
 from domain.export import (
     FORMAT,
     EventLine,
@@ -87,6 +87,8 @@ class Export:
     ) -> "Export":
         """States as they are, or were at a version, and what they come from.
 
+        With the analyses of what they held then that others can make again: of no other state.
+
         Raises:
             StateNotFound, VersionNotFound: there is no such state or version.
             StateIsErased: it, or one that it comes from, can never be read again.
@@ -106,6 +108,9 @@ class Export:
             for state_id, version in needed.items()
             for position in past.positions[state_id][:version]
         ]
+        for state_id in {one.state_id for one in asked}:
+            seen = past.analyses[state_id]
+            places += [(at, state_id) for at, version in seen if version <= needed[state_id]]
         header = msgspec.structs.replace(header, states=tuple(asked))
         return cls(log, header, sorted(places))
 
@@ -139,9 +144,10 @@ class Export:
             proven = iter(inclusions)
             for state_id, run in groupby(places, key=lambda place: place[1]):
                 positions = [position for position, _ in run]
-                after = Position(positions[0] - 1)
+                after, wanted = Position(positions[0] - 1), frozenset(positions)
                 async for row in _events(self._log, after, positions[-1], state_id):
-                    yield row, next(proven)
+                    if row.position in wanted:
+                        yield row, next(proven)
 
     async def _lines(self, row: Row, inclusion: Inclusion | None) -> AsyncIterator[Line]:
         name = row.fingerprint
@@ -158,12 +164,16 @@ class Export:
 
 
 class _Past:
-    """Where the events of states are, up to a position, and what the states come from."""
+    """Where the events of states are, up to a position, and what the states come from.
+
+    ``analyses`` are those that need no other state, each with the latest version that it needs.
+    """
 
     def __init__(self, log: LogReader, until: Position) -> None:
         self._log = log
         self._until = until
         self.positions: dict[StateId, list[Position]] = {}
+        self.analyses: dict[StateId, list[tuple[Position, Version]]] = {}
         self.parents: dict[StateId, tuple[tuple[StateId, Version], ...]] = {}
 
     async def at(self, state_id: StateId, version: Version | None) -> StateAt:
@@ -177,17 +187,22 @@ class _Past:
 
     async def _read(self, state_id: StateId) -> None:
         positions = []
+        analyses = []
         created: Row | None = None
         async for row in _events(self._log, Position(0), self._until, state_id):
             if row.type == ERASED:
                 raise StateIsErased(state_id, row.recorded_at)
             created = created or row
-            positions.append(row.position)
+            if row.version is not None:
+                positions.append(row.position)
+            elif (version := needs(decode(row))) is not None:
+                analyses.append((row.position, version))
         if created is None:
             raise StateNotFound(state_id)
         event = decode(created).event
         self.parents[state_id] = parents_of(event.origin) if isinstance(event, StateCreated) else ()
         self.positions[state_id] = positions
+        self.analyses[state_id] = analyses
 
 
 def _may_keep_logits(row: Row) -> bool:
@@ -333,7 +348,8 @@ async def _fresh(log: LogReader, header: Header, imported: Sequence[Imported]) -
     asked = {one.state_id for one in header.states}
     found: dict[StateId, list[Identity]] = defaultdict(list)
     for one in imported:
-        found[one.row.state_id].append(identity(one.row, header.checkpoint.log_id))
+        if one.row.version is not None:
+            found[one.row.state_id].append(identity(one.row, header.checkpoint.log_id))
     known = set()
     for state_id, events in found.items():
         if here := await log.state_rows(state_id, until=Version(len(events))):

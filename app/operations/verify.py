@@ -9,6 +9,7 @@ not wait for it.
 import asyncio
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Final
 
 import msgspec
@@ -17,7 +18,7 @@ from msgspec import Struct
 from app.operations.execution import Execution
 from app.operations.findings import Findings
 from app.operations.verify_chain import Chain, broken
-from app.operations.verify_states import History, Seen, States
+from app.operations.verify_states import NAMED, History, Seen, States
 from domain import compare
 from domain.chain import Head, legible_row
 from domain.content import Alternative
@@ -25,7 +26,7 @@ from domain.errors import ModelUnavailable, NotFound, StateNotFound, invalid
 from domain.events import Recorded
 from domain.ids import Position, StateId, TokenId, Version
 from domain.log_errors import LogError
-from domain.models import LanguageModel, Models
+from domain.models import Classifier, LanguageModel, Models
 from domain.ports import LogReader
 from domain.report import Differences, Divergence, Mark, Marks, Progress, Range, Report
 from domain.state import Live
@@ -130,11 +131,12 @@ class Verifier:
             head={"position": head.position, "hash": head.hash.hex()},
             range=span,
             events_checked=states.events,
+            analyses=states.analyses.checked,
             states_checked=states.states,
             imported=states.imported,
             imported_from=tuple(states.imported_from),
-            erased=states.erased,
-            erased_states=tuple(states.erased_states),
+            erased=len(states.erased),
+            erased_states=tuple(islice(states.erased, NAMED)),
             tokens_recomputed=self._execution.recomputed,
             tokens_reused=self._execution.reused,
             divergences_found=findings.divergences_found,
@@ -321,7 +323,7 @@ class Verifier:
         texts: dict[str, tuple[LanguageModel, dict[int, tuple[TokenId, ...]]]] = {}
         for one in self._findings.to_explain(found):
             recorded, model = _event(one, histories)
-            if recorded is None or model is None:
+            if recorded is None or model is None or model.model_type != "causal_lm":
                 continue
             text = await _text_before(one, recorded, states)
             if text and len(text) < model.context_size:
@@ -335,7 +337,7 @@ class Verifier:
 
 def _event(
     found: Divergence, histories: Mapping[StateId, History]
-) -> tuple[Recorded | None, LanguageModel | None]:
+) -> tuple[Recorded | None, LanguageModel | Classifier | None]:
     """The event that a divergence is about, and the model of its state."""
     history = None if found.state_id is None else histories.get(found.state_id)
     if history is None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from app.operations.findings import Findings
 from domain.chain import Head, Row, follow, legible, legible_row, row_hash
+from domain.events import misnumbered
 from domain.ids import Position
 from domain.log_errors import ChainBroken, EventErased, LogError
 from domain.merkle import TILE, Tile, tile
@@ -18,7 +19,7 @@ def broken(row: Row, field: str, expected: Any, actual: Any) -> Divergence:
     return Divergence(
         position=row.position,
         state_id=row.state_id,
-        version=row.version,
+        version=row.at_version if row.version is None else row.version,
         field=field,
         expected=expected,
         actual=actual,
@@ -44,12 +45,8 @@ class Chain:
                 self.head = Head(row.position, row.hash)
             if legible_row(row) != row:
                 self._findings.diverges(broken(row, "text", "UTF-8", "bytes that are not UTF-8"))
-            if row.version is None or row.version < 1:
-                possible = "an event has a version from 1 on"
-                self._findings.diverges(broken(row, "version", row.version, possible))
-            if row.at_version is not None:
-                possible = "it changed its state"
-                self._findings.diverges(broken(row, "at_version", row.at_version, possible))
+            for name, possible in misnumbered(row):
+                self._findings.diverges(broken(row, name, getattr(row, name), possible))
             self._findings.diverges(self._tiles.push(row))
 
     def finish(self, *, at_end: bool) -> None:

@@ -69,7 +69,7 @@ def compare_listed(
     rows: Sequence[Row], standing: Standing, created: Recorded | None
 ) -> Iterator[Divergence]:
     """The list of states must say of each what its events say."""
-    first, last, listed = rows[0], rows[-1], standing.listed
+    first, listed = rows[0], standing.listed
     begins = standing.first == first.position
     if listed is None:
         if begins:
@@ -82,7 +82,8 @@ def compare_listed(
         model_id = created and getattr(created.event, "model_id", None)
         if model_id is not None and listed.model_id != model_id:
             yield broken(first, "states.model_id", model_id, legible(listed.model_id))
-    if last.version == standing.version:  # else newer events come
+    last = next((row for row in reversed(rows) if row.version is not None), None)
+    if last is not None and last.version == standing.version:  # else newer events come
         told = {
             "version": standing.version,
             "deleted": standing.type in (DELETED, ERASED),

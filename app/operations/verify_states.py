@@ -11,34 +11,36 @@ from msgspec import Struct
 from app.operations.courses import Courses
 from app.operations.execution import Execution
 from app.operations.findings import Findings
+from app.operations.verify_analyses import Analyses
+from app.operations.verify_beside import Beside
 from app.operations.verify_chain import broken, compare_source, logs_of
 from app.operations.verify_lists import Lists
 from domain import consistency
-from domain.chain import Row, blobs_digest
+from domain.chain import Row
 from domain.config import Constraint
 from domain.errors import InvalidInput, ModelUnavailable, NotFound
 from domain.events import (
+    ANALYZED,
     ERASED,
     ContextSlid,
     ContinuationsGenerated,
     Recorded,
     StateCreated,
+    TextForwarded,
     TokensGenerated,
     decode,
+    misnumbered,
 )
 from domain.form import compare_form
 from domain.ids import ModelId, Position, StateId, Version
 from domain.log_errors import EventErased, LogError, UnknownEvent
-from domain.models import LanguageModel, Models
+from domain.models import Classifier, LanguageModel, Models
 from domain.origin import parents_of
 from domain.ports import LogReader
-from domain.replay import BEGINNING, Course, Occurrence, Passage, passages
+from domain.replay import BEGINNING, Claiming, Course, Occurrence, Passage, passages
 from domain.report import Divergence, Standing, divergence
 from domain.seals import check_seal
 from domain.state import Deleted, Live
-
-INLINE_BYTES: Final = 1 << 16
-"""Blobs up to this size are hashed at once; a thread is not worth its while."""
 
 NAMED: Final = 1000
 """Erased states, and logs that events came from, that a report names."""
@@ -50,20 +52,22 @@ Seen = Callable[[StateId, bool], None]
 class History(Struct, kw_only=True):
     """What happened to one state in a window, after its ``course`` up to there.
 
-    ``events`` are those that can be read, and of these ``possible`` the ones that can have
-    happened; ``sealed`` the rows from the first on that there is no key to. ``following`` is the
-    event after the window, where it matters.
+    ``changes`` are the rows but those of ``analyses``. ``events`` are those changes that can be
+    read, and of these ``possible`` the ones that can have happened; ``sealed`` the rows from the
+    first on that there is no key to. ``following`` is the event after the window, where it matters.
     """
 
     state_id: StateId
     rows: Sequence[Row]
+    changes: Sequence[Row]
+    analyses: Sequence[Row]
     standing: Standing
     course: Course = BEGINNING
     events: list[Recorded] = []
     possible: list[Recorded] = []
     following: Recorded | None = None
     sealed: Sequence[Row] = ()
-    model: LanguageModel | None = None
+    model: LanguageModel | Classifier | None = None
     erased: bool = False
 
 
@@ -88,14 +92,23 @@ class States:
         self._seen = seen
         self.courses = Courses(log)
         self.lists = Lists(log, findings, after=after)
+        self._beside = Beside(log, execution, findings, self.courses)
         # Of these nothing further can be said: something about them could not have happened.
         self.stopped: set[StateId] = set()
+        self.analyses = Analyses(
+            log, models, execution, findings, self.courses, stopped=self.stopped
+        )
         # Of these there is no key to what they hold: how far each was followed by its versions.
         self._sealed: dict[StateId, Version] = {}
         self._wrong: dict[tuple[ModelId, Constraint], str | None] = {}
-        self.events = self.states = self.imported = self.erased = self.released = 0
+        self.events = self.states = self.imported = 0
         self.imported_from: dict[str, None] = {}
-        self.erased_states: list[StateId] = []
+        self.erased: dict[StateId, None] = {}
+
+    @property
+    def released(self) -> int:
+        """Number of events whose stored logits are not there any more."""
+        return self._beside.released
 
     async def check(self, rows: Sequence[Row]) -> dict[StateId, History]:
         """Check and re-execute what happened in a window; rows are in the order of the log."""
@@ -104,11 +117,11 @@ class States:
             grouped[row.state_id].append(row)
         standings = await self._log.standings(list(grouped), after=self._after)
         histories = {
-            state_id: History(state_id=state_id, rows=own, standing=standings[state_id])
+            state_id: _history(state_id, own, standings[state_id])
             for state_id, own in grouped.items()
         }
         for state_id in grouped.keys() & self._sealed.keys():
-            histories[state_id].sealed = grouped[state_id]
+            histories[state_id].sealed = histories[state_id].changes
         going = [one for one in histories.values() if one.state_id not in self.stopped]
         await asyncio.to_thread(self._read, going)
         for history in going:
@@ -118,11 +131,12 @@ class States:
         )
         cut = await asyncio.to_thread(self._place, going)
         for history in going:
-            await self._check_beside(history)
+            await self._beside.check(history.possible)
         for model, asked in cut:
             await self._execution.execute(asked, model)
         for history in histories.values():
             self._check_sealed(history)
+            history.erased |= await self.analyses.check(history.analyses, history.standing)
             self.lists.take(history.rows, history.standing, next(iter(history.events), None))
             self._count(history)
         return histories
@@ -134,9 +148,7 @@ class States:
             if len(self.imported_from) < NAMED:
                 self.imported_from |= dict.fromkeys(logs)
         if history.erased:
-            self.erased += 1
-            if len(self.erased_states) < NAMED:
-                self.erased_states.append(history.state_id)
+            self.erased[history.state_id] = None
         if history.standing.first == history.rows[0].position:
             self.states += 1
             self._seen(history.state_id, history.erased)
@@ -148,8 +160,8 @@ class States:
         for history in histories:
             for row in history.rows:
                 self._findings.diverges(None if row.source is None else compare_source(row))
-            for index, row in enumerate(history.rows):
-                if row.version is None or row.version < 1:
+            for index, row in enumerate(history.changes):
+                if row.version is None or row.version < 1 or row.type == ANALYZED:
                     self.stopped.add(history.state_id)  # as was said of the row
                     break
                 try:
@@ -170,13 +182,13 @@ class States:
 
     def _cannot_open(self, history: History, index: int, error: EventErased) -> None:
         """End a state's history before a row for want of a key: it was erased, or keys are lost."""
-        row = history.rows[index]
+        row = history.changes[index]
         before = Version((row.version or 1) - 1)
         self.stopped.add(history.state_id)
-        history.sealed = history.rows[index:]
+        history.sealed = history.changes[index:]
         known = self._after or index or history.standing.first != row.position
         self._sealed[history.state_id] = before if known else Version(0)
-        if any(one.opened is not None for one in history.rows):  # so there is a key
+        if any(one.opened is not None for one in history.changes):  # so there is a key
             history.sealed = ()
             wrong = UnknownEvent(row.position, "sealed, and the key of its state does not open it")
             self._cannot_follow(history, row, before, wrong)
@@ -224,7 +236,8 @@ class States:
             return
         if erased is not None:  # perhaps since its rows were read
             history.events.clear()
-            history.rows = [msgspec.structs.replace(row, opened=None) for row in history.rows]
+            shut = [msgspec.structs.replace(row, opened=None) for row in history.changes]
+            history.changes = shut
             history.standing = await self._standing(history.state_id) or history.standing
             self._cannot_open(history, 0, erased)
             return
@@ -234,7 +247,7 @@ class States:
                 StateCreated(model_id=model_id),
             ):
                 history.model = await self._model(model_id)
-        if history.model is not None:
+        if history.model is not None and history.model.model_type == "causal_lm":
             await self._check_constraints(history.events, history.model)
 
     async def _standing(self, state_id: StateId) -> Standing | None:
@@ -242,11 +255,7 @@ class States:
         found = await self._log.standings([state_id], after=self._after)
         return found.get(state_id)
 
-    async def _is_erased(self, state_id: StateId) -> bool:
-        found = await self._log.standings([state_id], after=Position(0))
-        return state_id in found and found[state_id].type == ERASED
-
-    async def _model(self, model_id: ModelId) -> LanguageModel | None:
+    async def _model(self, model_id: ModelId) -> LanguageModel | Classifier | None:
         try:
             return await self._models.get(model_id)
         except (ModelUnavailable, NotFound) as error:
@@ -279,7 +288,7 @@ class States:
         cut: dict[ModelId, tuple[LanguageModel, list[Passage]]] = {}
         for history in histories:
             found = passages(self._placed(history, wanted))
-            if history.model is not None:
+            if history.model is not None and history.model.model_type == "causal_lm":
                 _, asked = cut.setdefault(history.model.model_id, (history.model, []))
                 asked += found
         return list(cut.values())
@@ -313,9 +322,14 @@ class States:
                 self.courses.keep(state_id, course)
         self.courses.keep(state_id, course)
 
-    def _unaskable(self, recorded: Recorded, model: LanguageModel) -> Divergence | None:
+    def _unaskable(
+        self, recorded: Recorded, model: LanguageModel | Classifier
+    ) -> Divergence | None:
         """Why a model cannot be asked about an event, if so."""
-        found = compare_form(recorded, model.vocabulary_size, model.context_size)
+        found = _compare_type(recorded, model)
+        size, context = model.vocabulary_size, model.context_size
+        scored = model.model_type == "causal_lm"
+        found = found or compare_form(recorded, size, context, scored=scored)
         constraint = _constraint(recorded)
         if found is None and constraint is not None:
             wrong = self._wrong[model.model_id, constraint]
@@ -323,63 +337,42 @@ class States:
                 return divergence(recorded, "parameters.constraint", constraint.text, wrong)
         return found
 
-    def _check_consistency(self, occurrence: Occurrence, model: LanguageModel) -> None:
-        eos, size, context = model.eos_token_ids, model.vocabulary_size, model.context_size
+    def _check_consistency(self, occurrence: Occurrence, model: LanguageModel | Classifier) -> None:
+        size, context = model.vocabulary_size, model.context_size
         for found in (
             consistency.compare_text(occurrence, model.fragment),
             consistency.compare_config(occurrence, size, context),
             consistency.compare_room(occurrence),
             consistency.compare_call(occurrence),
             consistency.compare_slide(occurrence),
-            consistency.compare_finish(occurrence, eos, model.fulfils),
             consistency.compare_storage(occurrence),
         ):
             self._findings.diverges(found)
+        if model.model_type == "causal_lm":
+            eos, fulfils = model.eos_token_ids, model.fulfils
+            self._findings.diverges(consistency.compare_finish(occurrence, eos, fulfils))
 
-    # what lies beside the events
 
-    async def _check_beside(self, history: History) -> None:
-        for recorded in history.possible:
-            self._findings.diverges(self._execution.compare_fingerprint(recorded))
-            stored = getattr(recorded.event, "stored_logits", None)
-            if stored is not None:
-                await self._check_blobs(recorded, stored.digest)
-            if isinstance(recorded.event, StateCreated):
-                await self._check_origin(recorded, recorded.event)
+def _history(state_id: StateId, rows: Sequence[Row], standing: Standing) -> History:
+    changes: list[Row] = []
+    analyses: list[Row] = []
+    for row in rows:
+        is_analysis = row.type == ANALYZED and not any(misnumbered(row))
+        (analyses if is_analysis else changes).append(row)
+    return History(
+        state_id=state_id, rows=rows, changes=changes, analyses=analyses, standing=standing
+    )
 
-    async def _check_blobs(self, recorded: Recorded, digest: str) -> None:
-        """Whether stored logits are those that the event names, or were all let go of.
 
-        Those of an imported event may have been let go of where it comes from.
-        """
-        blobs = await self._log.logits(recorded.position)
-        here = recorded.row.source is None
-        if not blobs and (not here or recorded.position <= await self._log.released_until()):
-            self.released += 1
-            return
-        large = sum(map(len, blobs)) > INLINE_BYTES
-        actual = await asyncio.to_thread(blobs_digest, blobs) if large else blobs_digest(blobs)
-        if actual != digest and not await self._is_erased(recorded.state_id):
-            self._findings.diverges(divergence(recorded, "logits", digest, actual))
-
-    async def _check_origin(self, recorded: Recorded, created: StateCreated) -> None:
-        """A fork or a merge must begin with what its parents held."""
-        try:
-            named = parents_of(created.origin)
-            parents = [await self.courses.at(*parent) for parent in named]
-        except LogError:
-            await self._check_unread_parents(recorded, [parent for parent, _ in named])
-        else:
-            self._findings.diverges(consistency.compare_origin(recorded, parents))
-
-    async def _check_unread_parents(self, recorded: Recorded, named: Sequence[StateId]) -> None:
-        """With a state all that began with it is erased. Else it is damaged, as its check says."""
-        erased = [parent for parent in named if await self._is_erased(parent)]
-        if not erased:
-            self._findings.not_held("what some states began with cannot be read")
-        elif not await self._is_erased(recorded.state_id):
-            expected = f"erased, as {erased[0]} was"
-            self._findings.diverges(divergence(recorded, "origin", expected, "not erased"))
+def _compare_type(recorded: Recorded, model: LanguageModel | Classifier) -> Divergence | None:
+    """Whether a state is of a model of its type, and what happened to it can happen to one."""
+    event = recorded.event
+    if isinstance(event, StateCreated) and event.model_type != model.model_type:
+        return divergence(recorded, "model_type", event.model_type, model.model_type)
+    generated = isinstance(event, Claiming) and not isinstance(event, TextForwarded)
+    if generated and model.model_type != "causal_lm":
+        return divergence(recorded, "type", recorded.row.type, f"no text: {model.model_type}")
+    return None
 
 
 def _constraint(recorded: Recorded) -> Constraint | None:

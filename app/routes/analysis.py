@@ -1,14 +1,17 @@
 """``/v1/analyze``."""
 
+import hashlib
 from typing import Annotated, Any
 
 from litestar import Request, Response, Router
 from litestar.params import Parameter
 
 from app.calls import call_of, etag
+from app.leaving import CLIENT_LEFT, ClientLeft, unless_left
 from app.operations.analysis.analyze import analyze
-from app.representations import represent
-from app.routes.handlers import reading, writing
+from app.operations.analysis.compare import comparison
+from app.representations import answers, represent, wanted
+from app.routes.handlers import looking
 from app.service import Service
 from domain.analysis import parameters as asked
 from domain.ids import StateId, Version
@@ -78,7 +81,7 @@ class Intervene(asked.InterveneParameters, frozen=True, kw_only=True, tag=False)
     version: Version | None = None
 
 
-@reading("/analyze/tokens/{state_id:str}")
+@looking("/analyze/tokens/{state_id:str}", answer=answers.TOKENS, pictured=True)
 async def analyze_tokens(
     state_id: str,
     request: AnyRequest,
@@ -93,7 +96,7 @@ async def analyze_tokens(
     return await _answer(request, service, state_id, version, question)
 
 
-@reading("/analyze/next/{state_id:str}")
+@looking("/analyze/next/{state_id:str}", answer=answers.NEXT)
 async def analyze_next(
     state_id: str,
     request: AnyRequest,
@@ -105,7 +108,7 @@ async def analyze_next(
     return await _answer(request, service, state_id, version, asked.NextParameters(top_k=top_k))
 
 
-@writing("/analyze/attention", AnalyzeAttention)
+@looking("/analyze/attention", AnalyzeAttention, answer=answers.ATTENTION, pictured=True)
 async def analyze_attention(
     data: AnalyzeAttention, request: AnyRequest, service: Service
 ) -> Response[Any]:
@@ -113,13 +116,13 @@ async def analyze_attention(
     return await _answer(request, service, data.state_id, data.version, _question(data))
 
 
-@writing("/analyze/cache/inspect", InspectCache)
+@looking("/analyze/cache/inspect", InspectCache, answer=answers.CACHE)
 async def inspect_cache(data: InspectCache, request: AnyRequest, service: Service) -> Response[Any]:
     """Keys or values of a state's tokens."""
     return await _answer(request, service, data.state_id, data.version, _question(data))
 
 
-@writing("/analyze/hidden", AnalyzeHidden)
+@looking("/analyze/hidden", AnalyzeHidden, answer=answers.HIDDEN)
 async def analyze_hidden(
     data: AnalyzeHidden, request: AnyRequest, service: Service
 ) -> Response[Any]:
@@ -127,7 +130,7 @@ async def analyze_hidden(
     return await _answer(request, service, data.state_id, data.version, _question(data))
 
 
-@writing("/analyze/embedding", AnalyzeEmbedding)
+@looking("/analyze/embedding", AnalyzeEmbedding, answer=answers.EMBEDDING)
 async def analyze_embedding(
     data: AnalyzeEmbedding, request: AnyRequest, service: Service
 ) -> Response[Any]:
@@ -135,25 +138,27 @@ async def analyze_embedding(
     return await _answer(request, service, data.state_id, data.version, _question(data))
 
 
-@writing("/analyze/lens", AnalyzeLens)
+@looking("/analyze/lens", AnalyzeLens, answer=answers.LENS, pictured=True)
 async def analyze_lens(data: AnalyzeLens, request: AnyRequest, service: Service) -> Response[Any]:
     """Hidden states read as what could come next."""
     return await _answer(request, service, data.state_id, data.version, _question(data))
 
 
-@writing("/analyze/classify", Classify)
+@looking("/analyze/classify", Classify, answer=answers.CLASSES | answers.LABELS)
 async def classify(data: Classify, request: AnyRequest, service: Service) -> Response[Any]:
     """Which class a text belongs to."""
     return await _answer(request, service, data.state_id, data.version, _question(data))
 
 
-@writing("/analyze/compare", Compare)
+@looking("/analyze/compare", Compare, answer=answers.COMPARE)
 async def compare(data: Compare, request: AnyRequest, service: Service) -> Response[Any]:
     """Where two states, or two versions of one, differ."""
-    return await _answer(request, service, data.state_id, data.version, _question(data))
+    other = data.other_state_id, data.other_version
+    question = await comparison(service, *other, start=data.start, end=data.end)
+    return await _answer(request, service, data.state_id, data.version, question)
 
 
-@writing("/analyze/intervene", Intervene)
+@looking("/analyze/intervene", Intervene, answer=answers.INTERVENE)
 async def intervene(data: Intervene, request: AnyRequest, service: Service) -> Response[Any]:
     """What could come next if something were otherwise."""
     return await _answer(request, service, data.state_id, data.version, _question(data))
@@ -161,7 +166,7 @@ async def intervene(data: Intervene, request: AnyRequest, service: Service) -> R
 
 def _question(data: asked.Asked) -> asked.Parameters:
     """What is asked, without whom it is asked of."""
-    (kind,) = (base for base in type(data).__bases__ if issubclass(base, asked.Asked))
+    kind: type[asked.Asked] = type(data).__bases__[0]
     fields = {name: getattr(data, name) for name in kind.__struct_fields__}
     question: asked.Parameters = kind(**fields)  # type: ignore[assignment]
     return question
@@ -174,14 +179,22 @@ async def _answer(
     version: int | None,
     question: asked.Parameters,
 ) -> Response[Any]:
-    found = await analyze(
+    """The answer, in the form that the client accepts; nothing is computed for one that left."""
+    form = wanted(request, question)
+    digest = hashlib.sha256(request.scope["query_string"] + await request.body()).digest()
+    looking = analyze(
         service,
-        await call_of(request),
+        await call_of(request, digest),
         StateId(state_id),
         None if version is None else Version(version),
         question,
+        check=form.check,
     )
-    return represent(request, found, headers=etag(found.state.version))
+    try:
+        found = await unless_left(request, looking)
+    except ClientLeft:
+        return Response(None, status_code=CLIENT_LEFT)
+    return await represent(form, found, headers=etag(found.state.version))
 
 
 router = Router(

@@ -1,9 +1,8 @@
 """``/v1/generate``."""
 
-import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import Any, Final, TypeVar
+from typing import Any
 
 from litestar import Request, Response, Router
 from litestar.background_tasks import BackgroundTask
@@ -11,7 +10,8 @@ from litestar.response import Stream
 from msgspec import Struct
 
 from app import answers, sse
-from app.calls import call_of, disconnected, etag, last_event_id
+from app.calls import call_of, etag, last_event_id
+from app.leaving import CLIENT_LEFT, ClientLeft, unless_left
 from app.operations import beams
 from app.operations.generation import (
     Items,
@@ -37,17 +37,9 @@ from app.service import Service
 from domain.errors import invalid
 
 AnyRequest = Request[Any, Any, Any]
-T = TypeVar("T")
 
 Answer = Callable[[Made], Generated | GeneratedMulti]
 """Makes the answer of what a call made."""
-
-CLIENT_LEFT: Final = 499
-"""What logs show for a client that did not wait for its answer."""
-
-
-class _ClientLeft(Exception):
-    """Nobody waits for the answer any more."""
 
 
 @writing("/generate/token", GenerateTokens, answer=Generated)
@@ -87,8 +79,8 @@ async def generate_beams(
     """Find the likeliest ways in which a state goes on, without changing it."""
     searching = beams.search(service, await call_of(request), data.state_id, data)
     try:
-        (recorded,) = await _unless_left(request, searching)
-    except _ClientLeft:
+        (recorded,) = await unless_left(request, searching)
+    except ClientLeft:
         return Response(None, status_code=CLIENT_LEFT)
     answer = answers.searched(recorded)
     return Response(answer, headers=etag(answer.version))
@@ -123,8 +115,8 @@ async def _respond(
         items = counted(service.streams, ahead(items))
         return await _stream(request, items, answer, -1 if after is None else after)
     try:
-        view = answer(await _unless_left(request, _made(items)))
-    except _ClientLeft:
+        view = answer(await unless_left(request, _made(items)))
+    except ClientLeft:
         return Response(None, status_code=CLIENT_LEFT)
     return Response(view, headers=etag(view.version))
 
@@ -138,8 +130,8 @@ async def _made(items: Items) -> Made:
 async def _stream(request: AnyRequest, items: Items, answer: Answer, after: int) -> Response[Any]:
     """Server-sent events, those after an id; nothing is left behind when the client leaves."""
     try:
-        first = await _unless_left(request, anext(items))
-    except _ClientLeft:
+        first = await unless_left(request, anext(items))
+    except ClientLeft:
         await items.aclose()
         return Response(None, status_code=CLIENT_LEFT)
     events = _events(items, first, answer, after)
@@ -150,26 +142,6 @@ async def _stream(request: AnyRequest, items: Items, answer: Answer, after: int)
         headers=sse.HEADERS,
         background=BackgroundTask(_close, events, items),
     )
-
-
-async def _unless_left(request: AnyRequest, work: Awaitable[T]) -> T:
-    """What ``work`` gives; it is cancelled if the client leaves before.
-
-    Raises:
-        _ClientLeft: it did.
-    """
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(disconnected(request))
-    try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise _ClientLeft
-    finally:
-        leaving.cancel()
-        if not working.done():
-            working.cancel()
-            await asyncio.wait((working,))
 
 
 async def _events(

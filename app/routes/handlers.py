@@ -1,9 +1,10 @@
 """The kinds of handler our routes have: those that read, those that take a body, those that end."""
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from litestar import delete, get, post
+from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import (
     OpenAPIHeader,
@@ -16,15 +17,18 @@ from litestar.openapi.spec import (
 )
 from msgspec import Struct
 
-from app import sse
+from app import problems, sse
 from app.body import JsonBody
+from app.pictures import MEDIA_TYPES as PICTURES
 from app.problems import RESPONSES
+from app.representations import NPY, SAFETENSORS
 
 _TEXT: Final = Schema(type=OpenAPIType.STRING)
 _SECONDS: Final = Schema(type=OpenAPIType.INTEGER)
 _NOTHING_MORE: Final = ResponseSpec(
     None, description="Nothing more can come: a client does not come back"
 )
+_WHICH_TENSOR: Final = "The tensor to send as .npy, where there are several."
 
 
 def reading(path: str, *, answer: type[Struct] | None = None) -> get:
@@ -66,6 +70,31 @@ def deleting(path: str) -> delete:
     return delete(path, status_code=200, responses=RESPONSES)
 
 
+def looking(
+    path: str, body: type[Struct] | None = None, *, answer: Any, pictured: bool = False
+) -> HTTPRouteHandler:
+    """A handler for a question about the inside of a state: ``GET``, or ``POST`` with a body.
+
+    ``answer`` describes it as JSON; it is given as tensors too, and where it is ``pictured`` drawn.
+    """
+    described = {
+        **RESPONSES,
+        **problems.described(406),
+        200: ResponseSpec(answer, generate_examples=False, description="What was found"),
+    }
+    operation = _Pictured if pictured else _Looking
+    if body is None:
+        return get(path, responses=described, operation_class=operation)
+    return post(
+        path,
+        dto=JsonBody[body],  # type: ignore[valid-type]
+        return_dto=None,
+        status_code=200,
+        responses=described,
+        operation_class=operation,
+    )
+
+
 def _responses(answers: dict[int, type[Struct] | None]) -> dict[int, Any]:
     return dict(RESPONSES) | {
         status: ResponseSpec(
@@ -97,6 +126,35 @@ class _Following(Operation):
         page.content = {**(page.content or {}), sse.MEDIA_TYPE: OpenAPIMediaType(schema=_TEXT)}
         last = _header("Last-Event-ID", "The last event that the client has of a feed it resumes.")
         self.parameters = [*(self.parameters or ()), last]
+
+
+@dataclass
+class _Looking(Operation):
+    """Describes an answer that is given in the form that the client accepts."""
+
+    media_types: ClassVar[tuple[str, ...]] = (SAFETENSORS, NPY)
+
+    def __post_init__(self) -> None:
+        found = _answer(self, "200")
+        forms = {form: OpenAPIMediaType(schema=_binary(form)) for form in self.media_types}
+        found.content = {**(found.content or {}), **forms}
+        found.headers = {
+            "ETag": OpenAPIHeader(schema=_TEXT, description="The version that was looked at."),
+            "X-Tensor": OpenAPIHeader(schema=_TEXT, description="JSON: what a .npy file holds."),
+        }
+        tensor = Parameter("tensor", "query", schema=_TEXT, description=_WHICH_TENSOR)
+        self.parameters = [*(self.parameters or ()), tensor]
+
+
+@dataclass
+class _Pictured(_Looking):
+    """Describes an answer that is drawn, too."""
+
+    media_types: ClassVar[tuple[str, ...]] = (SAFETENSORS, NPY, *PICTURES)
+
+
+def _binary(media_type: str) -> Schema:
+    return Schema(type=OpenAPIType.STRING, content_media_type=media_type)
 
 
 @dataclass

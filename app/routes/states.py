@@ -40,6 +40,8 @@ from domain.state import Live, State
 
 AnyRequest = Request[Any, Any, Any]
 Limit = Annotated[int, Parameter(ge=1, le=100)]
+EventLimit = Annotated[int, Parameter(ge=1, le=1000)]
+AfterPosition = Annotated[int, Parameter(ge=0, lt=10**15)]
 
 
 async def _after(service: Service, recorded: Recorded) -> Live:
@@ -63,8 +65,6 @@ async def create_state(
     data: CreateState, request: AnyRequest, service: Service
 ) -> Response[StateView]:
     """Begin a state."""
-    if data.model_type == "sequence_classification":
-        raise invalid("model_type", "states of classifiers are not served; allowed: causal_lm")
     recorded = await operations.create(
         service,
         await call_of(request),
@@ -72,6 +72,7 @@ async def create_state(
         content=Content(data.text, data.tokens),
         changes=data.config,
         metadata=data.metadata,
+        model_type=None if data.model_type == "auto" else data.model_type,
     )
     return _view(await _after(service, recorded[0]), 201)
 
@@ -122,9 +123,12 @@ async def get_state(
 
 async def _cache(service: Service, state: Live) -> CacheView:
     """What of a state is hot. A model is not loaded to be told that nothing is."""
+    cold = CacheView(tier="none", tokens_hot=0)
     if not service.models.info(state.model_id).loaded:
-        return CacheView(tier="none", tokens_hot=0)
+        return cold
     model = await service.models.get(state.model_id)
+    if model.model_type == "sequence_classification":
+        return cold
     tokens = state.content.tokens
     return CacheView(tier=model.tier(tokens), tokens_hot=model.tokens_hot(tokens))
 
@@ -247,8 +251,9 @@ async def list_state_events(
 ) -> Response[Any]:
     """Events of a state, deleted or not, to the latest or to a version.
 
-    ``after`` is a version, or ``head``. With ``Accept: text/event-stream`` as server-sent events:
-    those there are, then each one as it comes, until the state ends.
+    ``after`` is a version, or ``head``. Analyses, which have no version, are listed beside them.
+    With ``Accept: text/event-stream`` as server-sent events: all those there are, analyses among
+    them, in the order of the log, then each one as it comes, until the state ends.
     """
     key = StateId(state_id)
     latest = await _latest(service, key)
@@ -267,6 +272,21 @@ async def list_state_events(
             events=[EventView.of(row) for row in page],
             next_after=page[-1].version if len(rows) > limit else None,
         )
+    )
+
+
+@reading("/states/{state_id:str}/analyses")
+async def list_analyses(
+    state_id: str, service: Service, after: AfterPosition = 0, limit: EventLimit = 100
+) -> EventList:
+    """What was asked about the inside of a state, deleted or not; ``after`` is a position."""
+    key = StateId(state_id)
+    await _latest(service, key)
+    rows = await service.log.analyses(key, after=Position(after), limit=limit + 1)
+    page = rows[:limit]
+    return EventList(
+        events=[EventView.of(row) for row in page],
+        next_after=page[-1].position if len(rows) > limit else None,
     )
 
 
@@ -309,5 +329,6 @@ router = Router(
         rewind_state,
         forward,
         list_state_events,
+        list_analyses,
     ],
 )

@@ -137,7 +137,8 @@ async def _import(
 
 
 async def _answer(service: Service, recorded: tuple[Recorded, ...]) -> Response[ImportedView]:
-    arrived, last = transfer.arrival(recorded), recorded[-1]
+    arrived = transfer.arrival(recorded)
+    *_, last = (one for one in recorded if one.row.version is not None)
     state = await service.state(last.state_id, last.version)
     if isinstance(state, Erased):
         raise StateIsErased(state.state_id, state.erased_at)

@@ -43,9 +43,9 @@ class AttentionParameters(Asked, frozen=True, kw_only=True, tag="attention"):
     """How much the tokens of a range (the queries) attend to those before them.
 
     Of one ``layer`` or of several ``layers``; of one ``head``, of several ``heads``, or the mean
-    over all. ``rollout`` is over all layers up to the one named (Abnar and Zuidema 2020),
-    ``summary`` one row of figures a head. ``sparse`` gives the ``top_k`` largest weights of each
-    row; weights below ``threshold`` are 0.
+    over all. ``rollout`` is over all layers up to the one named (Abnar and Zuidema 2020), or all;
+    ``summary`` a few figures for each head. ``sparse`` gives the ``top_k`` largest weights of each
+    row (10 if it is null) with the positions of their keys; weights below ``threshold`` are 0.
     """
 
     layer: LayerIndex | None = None
@@ -56,7 +56,7 @@ class AttentionParameters(Asked, frozen=True, kw_only=True, tag="attention"):
     start: Place = 0
     end: Place | None = None
     format: Literal["dense", "sparse"] = "dense"
-    top_k: Annotated[int, Meta(ge=1, le=1000)] = 10
+    top_k: Annotated[int, Meta(ge=1, le=1000)] | None = None
     threshold: Annotated[float, Meta(ge=0, le=1)] = 0.0
 
 
@@ -113,10 +113,14 @@ class ClassifyParameters(Asked, frozen=True, kw_only=True, tag="classify"):
 
 
 class CompareParameters(Asked, frozen=True, kw_only=True, tag="compare"):
-    """Where a state differs from another one, or from another version of itself."""
+    """Where a state differs from another one, or from another version of itself.
+
+    ``other_fingerprint`` names the numerics of the other one's model, which can be another model.
+    """
 
     other_state_id: StateId
     other_version: Version
+    other_fingerprint: str | None = None
     start: Place = 0
     end: Place | None = None
 

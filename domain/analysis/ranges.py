@@ -5,17 +5,29 @@ from collections.abc import Iterable
 from domain.errors import ResultTooLarge, invalid
 
 
-def positions(start: int, end: int | None, held: int) -> range:
+def positions(start: int, end: int | None, held: int, prefix: str = "") -> range:
     """The positions from ``start`` up to ``end`` of a text of ``held`` tokens.
+
+    ``prefix`` is where in the request the two are, such as ``"add[0]."``.
 
     Raises:
         InvalidInput: there are none such; names the field and what is allowed.
     """
-    if not 0 <= start < held:
-        raise invalid("start", f"must be 0 to {held - 1}: the state holds {held} tokens")
+    check_position(f"{prefix}start", start, held)
     if end is not None and not start < end <= held:
-        raise invalid("end", f"must be {start + 1} to {held}: the state holds {held} tokens")
+        allowed = f"must be {start + 1} to {held}: the state holds {held} tokens"
+        raise invalid(f"{prefix}end", allowed)
     return range(start, held if end is None else end)
+
+
+def check_position(field: str, position: int, held: int) -> None:
+    """Refuse a position that a text of ``held`` tokens does not have.
+
+    Raises:
+        InvalidInput: names the field and what is allowed.
+    """
+    if not 0 <= position < held:
+        raise invalid(field, f"must be 0 to {held - 1}: the state holds {held} tokens")
 
 
 def check_index(field: str, index: int, count: int, *, of: str) -> None:

@@ -9,16 +9,17 @@ from msgspec import Struct
 
 from domain.canonical import as_json
 
-Dtype = Literal["float32", "bfloat16", "int64"]
+Dtype = Literal["float32", "float64", "bfloat16", "int64"]
 
-ITEM_BYTES: Final[dict[Dtype, int]] = {"float32": 4, "bfloat16": 2, "int64": 8}
+ITEM_BYTES: Final[dict[Dtype, int]] = {"float32": 4, "float64": 8, "bfloat16": 2, "int64": 8}
 
 
 class Tensor(Struct, frozen=True, kw_only=True):
     """A tensor. ``data`` are its elements, little endian, the last dimension fastest.
 
     ``layers`` are those that it is of, in the order of its dimension of layers if it has one;
-    ``start`` and ``end`` the range of positions.
+    ``start`` and ``end`` the range of positions. One that is not ``inline`` is too much for a JSON
+    answer, and given on demand only.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Tensor(Struct, frozen=True, kw_only=True):
     layers: tuple[int, ...] = ()
     start: int = 0
     end: int = 0
+    inline: bool = True
 
     def __post_init__(self) -> None:
         expected = math.prod(self.shape) * ITEM_BYTES[self.dtype]

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from infra.engine.blocks import BLOCK_TOKENS
+from infra.engine.forward import Weighing
 from infra.engine.kv_store import KVStore
 from infra.engine.threads import threads
+from infra.engine.watching import View
 
 NAME = "cacher"
 
@@ -40,7 +42,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward pass: where its rows store their K/V, and which rows attend to which keys."""
+    """One forward pass: where its rows store their K/V, and which rows attend to which keys.
+
+    ``view`` is there if somebody looks on.
+    """
 
     store: KVStore
     blocks: Tensor
@@ -48,6 +53,7 @@ class Pass:
     groups: list[Group]
     query_tile: int
     threads: int
+    view: View | None = None
 
 
 def attend(
@@ -75,19 +81,26 @@ def attend(
         layer, ragged.blocks, ragged.offsets, key[0].transpose(0, 1), value[0].transpose(0, 1)
     )
     rows = query[0].transpose(0, 1)
+    heads, head_dim = rows.shape[1:]
+    scaling = head_dim**-0.5 if scaling is None else scaling
+    if ragged.view:
+        weighing = Weighing(scaling, sliding_window or 0, softcap or 0.0)
+        ragged.view.show("queries", layer, rows, weighing)
     output = torch.zeros(rows.shape, dtype=query.dtype, device=query.device)
     for group in ragged.groups:
-        count, heads, head_dim = group.positions.shape[1], rows.shape[1], rows.shape[2]
+        count = group.positions.shape[1]
         output[group.rows] = _attend_group(
             rows[group.rows].view(-1, count, heads, head_dim).float(),
             ragged.store.k[layer],
             ragged.store.v[layer],
             group,
             ragged,
-            scaling=head_dim**-0.5 if scaling is None else scaling,
+            scaling=scaling,
             window=sliding_window,
             softcap=softcap,
         ).to(query.dtype)
+    if ragged.view:
+        ragged.view.show("heads", layer, output)
     return output[None], None
 
 

@@ -167,6 +167,11 @@ class BlockPool:
             count += 1
         return count
 
+    def holders(self, key: bytes) -> int:
+        """How many sequences hold the block of a content."""
+        block = self._block_of.get(key)
+        return 0 if block is None else self._references[block]
+
     def count_among(self, blocks: Container[int], keys: Iterable[bytes]) -> int:
         """How many leading keys can be found in these blocks."""
         found = takewhile(blocks.__contains__, map(self._block_of.get, keys))

@@ -19,7 +19,7 @@ from domain.ids import TokenId
 from domain.work import Comparison, Reference, RowKind
 from infra.engine import compiling, elementary, sampler
 from infra.engine.compiling import compiled, inlined
-from infra.engine.elementary import exp, f64, fma
+from infra.engine.elementary import exp, f64, fma, log
 from infra.engine.row_kernels import MAX_VOCABULARY
 from infra.engine.sampler import Row
 
@@ -45,7 +45,7 @@ def compare(reference: Reference, logits: Row, logsumexp: float) -> Comparison:
         ids, values = _unpack(reference.kind, reference.row)
         before = TokenId(int(ids[values.argmax()]))
     if len(ids) == len(row) and reference.kind != "top_k":
-        return Comparison(kl=_of_rows(values, row), exact=True, greedy=(before, likeliest))
+        return Comparison(kl=divergence(values, row), exact=True, greedy=(before, likeliest))
     told = (ids >= 0) & (ids < len(row))
     known, was = ids[told], values[told].astype(np.float64) - reference.logsumexp
     if reference.token_id not in known:
@@ -63,6 +63,16 @@ def pack(logits: Row, kind: RowKind, k: int) -> bytes:
             return sampler.pack_full(logits)
         case "raw":
             return np.ascontiguousarray(logits, "<f4").tobytes()
+
+
+def largest(row: bytes, k: int) -> bytes:
+    """The ``k`` largest logits of a row kept ``full``, as ``top_k`` keeps them.
+
+    Raises:
+        InvalidInput: it is no such row.
+    """
+    _, logits = _unpack("full", row)
+    return sampler.pack_top_k(logits, k)
 
 
 def _unpack(kind: RowKind, data: bytes) -> tuple[NDArray[np.integer[Any]], Row]:
@@ -103,11 +113,13 @@ def _logprobs(logits: Row, logsumexp: float) -> NDArray[np.float64]:
     return np.maximum(logits.astype(np.float64) - logsumexp, -_FARTHEST)
 
 
-def _of_rows(was: Row, now: Row) -> float:
-    """The divergence over the whole vocabulary."""
-    moment, was_mass, now_mass = _kernel()(was, now, was.max(), now.max())
-    divergence: float = moment / was_mass + math.log(now_mass / was_mass)
-    return max(0.0, divergence)
+def divergence(was: Row, now: Row) -> float:
+    """``KL(was || now)`` (nats) of two rows of logits, over the whole vocabulary.
+
+    The same on every CPU: see :mod:`infra.engine.row_kernels`.
+    """
+    found: float = _kernel()(was, now, was.max(), now.max())
+    return max(0.0, found)
 
 
 @inlined
@@ -117,8 +129,8 @@ def _distance(logit, peak):  # type: ignore[no-untyped-def]
     return distance if distance < _FARTHEST else _FARTHEST
 
 
-def _sums(was, now, was_peak, now_peak):  # type: ignore[no-untyped-def]
-    """Of ``exp(was) (was - now)``, ``exp(was)`` and ``exp(now)``, all below their peaks.
+def _divergence(was, now, was_peak, now_peak):  # type: ignore[no-untyped-def]
+    """From sums of ``exp(was) (was - now)``, ``exp(was)`` and ``exp(now)``, all below their peaks.
 
     Lane ``i % _LANES`` sums over the tokens ``i``.
     """
@@ -132,11 +144,12 @@ def _sums(was, now, was_peak, now_peak):  # type: ignore[no-untyped-def]
             was_masses[i] += weight
             now_masses[i] += exp(-near)
             moments[i] = fma(weight, near - far, moments[i])
-    return moments.sum(), was_masses.sum(), now_masses.sum()
+    was_mass = was_masses.sum()
+    return moments.sum() / was_mass + log(now_masses.sum() / was_mass)
 
 
 @cache
 def _kernel() -> Any:
     row = "Array(f4, 1, 'C', True)"
     sources = (__file__, elementary.__file__, compiling.__file__)
-    return compiled(_sums, f"UniTuple(f8, 3)({row}, {row}, f4, f4)", sources, nogil=True)
+    return compiled(_divergence, f"f8({row}, {row}, f4, f4)", sources, nogil=True)

@@ -3,6 +3,7 @@
 import logging
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable
 
 import torch
@@ -28,6 +29,7 @@ class Engine:
     def __init__(self) -> None:
         self.recorder = Recorder()
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._chores: deque[Command] = deque()
         self._busy: list[Runner] = []
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -45,6 +47,18 @@ class Engine:
     def submit(self, command: Command) -> None:
         """Run ``command`` on the engine's thread, between two forward passes."""
         self._commands.put(command)
+
+    def submit_chore(self, command: Command) -> None:
+        """Run ``command``, which takes about as long as a pass, between two of them.
+
+        Chores of all models wait in line for that: none delays a text by more than one does.
+        """
+        self.submit(lambda: self._chores.append(command))
+
+    @property
+    def streaming(self) -> bool:
+        """Whether somebody waits for the next token of a text. To be asked on its thread."""
+        return any(runner.streaming for runner in self._busy)
 
     def start(self, runner: Runner, job: Job) -> None:
         """Have ``runner`` work on ``job``."""
@@ -67,6 +81,8 @@ class Engine:
         torch.set_num_threads(1)
         while not self._stopping:
             self._obey()
+            if self._chores:
+                self._chores.popleft()()
             for runner in list(self._busy):
                 if runner.busy:
                     self._step(runner)
@@ -84,7 +100,7 @@ class Engine:
 
     def _obey(self) -> None:
         """Run the commands that wait; with nothing else to do, wait for one."""
-        if not self._busy:
+        if not self._busy and not self._chores:
             self._commands.get()()
         while not self._commands.empty():
             self._commands.get()()

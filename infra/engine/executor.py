@@ -1,15 +1,17 @@
 """One forward pass over slices of several sequences."""
 
+from collections.abc import Collection
 from collections.abc import Sequence as Seq
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from domain.errors import invalid
 from infra.engine import strategies
 from infra.engine.blocks import BLOCK_TOKENS
 from infra.engine.devices import compute_exactly
-from infra.engine.forward import Batch, Prepared, Shape
+from infra.engine.forward import Batch, Prepared, Shape, Site, Watch
 from infra.engine.kv_store import Geometry, KVStore
 from infra.engine.scheduler import Slice
 
@@ -55,7 +57,7 @@ class Executor:
         self.store = store
         self._forward = prepared.bind(store)
 
-    def run(self, slices: Seq[Slice]) -> Tensor:
+    def run(self, slices: Seq[Slice], watch: Watch | None = None) -> Tensor:
         """Compute slices; their K/V are stored in their sequences' blocks.
 
         Returns the wanted logits, ``(rows, vocabulary)`` in float32: slice after slice, by
@@ -69,4 +71,14 @@ class Executor:
             batch.tokens.extend(piece.sequence.tokens[span.start : span.stop])
             batch.positions.extend(span)
             batch.blocks.extend(table[position // BLOCK_TOKENS] for position in span)
-        return self._forward.run(batch)
+        return self._forward.run(batch, watch)
+
+    def check(self, sites: Collection[Site]) -> None:
+        """Raise :class:`InvalidInput` where a pass does not show one of the ``sites``."""
+        for site in sites:
+            if site not in self._forward.sites:
+                raise invalid("kind", f"{site.kind} {site.index} cannot be seen in this model")
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Logits of rows that leave the last layer; see :class:`infra.engine.forward.Forward`."""
+        return self._forward.project(hidden)

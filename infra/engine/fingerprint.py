@@ -46,8 +46,11 @@ def fingerprint(prepared: Prepared, identity: dict[str, Any], finding: Finding) 
 
 def _device(prepared: Prepared) -> str:
     """What of the hardware the bits depend on: nothing, where the kernels fix their own order."""
-    if not prepared.tied:
-        return "any"
-    if prepared.shape.device.type == "cuda":
-        return torch.cuda.get_device_name(prepared.shape.device)
+    return device_name(prepared.shape.device) if prepared.tied else "any"
+
+
+def device_name(device: torch.device) -> str:
+    """What the bits of torch's own kernels depend on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     return f"cpu {torch.backends.cpu.get_cpu_capability()}"

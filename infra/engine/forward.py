@@ -32,7 +32,8 @@ class Batch:
     wanted: list[int]
 
 
-class Site(NamedTuple):
+@dataclass(frozen=True)
+class Site:
     """A place in a pass at which rows can be seen and changed.
 
     ``residual`` is the stream of hidden states ``(rows, width)``: at ``index`` i what enters layer
@@ -44,6 +45,14 @@ class Site(NamedTuple):
 
     kind: Literal["residual", "normalised", "queries", "heads"]
     index: int
+
+
+def every_site(layers: int) -> frozenset[Site]:
+    """The sites of a model in which nothing is hidden."""
+    sites = {Site("normalised", 0), Site("residual", layers)}
+    for layer in range(layers):
+        sites |= {Site("residual", layer), Site("queries", layer), Site("heads", layer)}
+    return frozenset(sites)
 
 
 class Weighing(NamedTuple):
@@ -60,19 +69,25 @@ class Weighing(NamedTuple):
 class Watch(Protocol):
     """Looks on while a pass is computed."""
 
-    sites: Collection[Site]
+    @property
+    def sites(self) -> Collection[Site]:
+        """What it looks at."""
 
     def see(self, site: Site, rows: Tensor, weighing: Weighing | None) -> None:
-        """Look at all rows of the pass at one of the ``sites``, and change them if need be.
+        """Look at rows of the pass at one of the ``sites``, and change them if need be.
 
-        They are in float32 or the model's dtype, in place, and gone after that: a copy is needed
-        of what is kept. By the time queries are seen, the layer's keys are in the store; they come
-        with how they are weighed.
+        All rows are seen, in their order, at once or in several parts. They are in float32 or the
+        model's dtype, in place, and gone after that: a copy is needed of what is kept. By the time
+        queries are seen, their keys are in the store; they come with how they are weighed.
         """
 
 
 class Forward(Protocol):
     """A model bound to the K/V of one store."""
+
+    @property
+    def sites(self) -> Collection[Site]:
+        """What can be seen of a pass."""
 
     def run(self, batch: Batch, watch: Watch | None = None) -> Tensor:
         """Compute a pass: K/V go to the store, at most one slice per sequence.

@@ -96,12 +96,21 @@ class KVStore:
 
     def read(self, table: list[int], tokens: int) -> tuple[Tensor, Tensor]:
         """K and V of a text, each ``(layers, kv_heads, tokens, head_dim)``, copied to the CPU."""
+        layers = (in_order(*self.blocks(i, table), tokens) for i in range(self.geometry.layers))
+        k, v = map(torch.stack, zip(*layers, strict=True))
+        return k, v
+
+    def blocks(self, layer: int, table: list[int]) -> tuple[Tensor, Tensor]:
+        """Blocks of a layer, copied to the CPU as they lie; see :func:`in_order`."""
         index = torch.tensor(table, device=self.k.device)
-        k, v = (
-            blocks.transpose(1, 2).flatten(2, 3)[:, :, :tokens].cpu()
-            for blocks in (self.k[:, index].transpose(-1, -2), self.v[:, index])
-        )
-        return k, v[..., : self.geometry.head_dim]
+        return self.k[layer, index].cpu(), self.v[layer, index].cpu()
+
+
+def in_order(k: Tensor, v: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+    """K and V of a text from its blocks in a layer, each ``(kv_heads, tokens, head_dim)``."""
+    blocks = (k.transpose(-1, -2), v[..., : k.shape[-2]])
+    k, v = (each.transpose(0, 1).flatten(1, 2)[:, :tokens].contiguous() for each in blocks)
+    return k, v
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -5,21 +5,24 @@ import contextlib
 import functools
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import torch
 
+from domain.analysis.cache import Residence
 from domain.analysis.parameters import Inside
 from domain.analysis.result import Result
-from domain.config import Constraint, ModelType, StateConfig
+from domain.config import Constraint, StateConfig
 from domain.content import Fragment
 from domain.errors import ModelUnavailable, TooLarge
 from domain.fingerprint import Fingerprint
 from domain.ids import ModelId, TokenId
 from domain.models import CacheCounters, Dimensions, Numerics, Tier
 from domain.work import BeamRequest, BeamsFound, GenerationRequest, Scored, ScoreRequest, Step
+from infra.engine.analysis.cache import residence
 from infra.engine.analysis.looking import look
 from infra.engine.blocks import BLOCK_TOKENS, BlockPool, block_keys, blocks_for
+from infra.engine.comparing import largest
 from infra.engine.constraints import Constraints, Language
 from infra.engine.engine import Engine
 from infra.engine.executor import Executor, prepare
@@ -28,11 +31,13 @@ from infra.engine.forward import Prepared, Unsupported
 from infra.engine.generating import Generation
 from infra.engine.jobs import Job
 from infra.engine.kv_store import KVStore
+from infra.engine.observation import Observation
 from infra.engine.observing import Look, Seen
 from infra.engine.probe import check_against_plain, plain_logits, probe
 from infra.engine.runner import Runner
 from infra.engine.scoring import Scoring
 from infra.engine.searching import Search
+from infra.engine.waiting import deliver_to, done_by, taken_from
 from infra.models.loader import Loaded
 
 Item = TypeVar("Item")
@@ -40,7 +45,8 @@ Item = TypeVar("Item")
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """By name, so that who sets up the engine need not load torch before :mod:`infra.engine` does."""
 
-_SHORT_TEXT_BYTES: Final = 4096
+SHORT_TEXT_LENGTH: Final = 4096
+"""Texts up to this size are encoded at once; a thread is not worth its while."""
 
 MAX_ROWS: Final = 512
 """Rows of one forward pass at most: enough for a prefill to be as fast as it gets."""
@@ -71,7 +77,7 @@ class EngineOptions:
 class TransformersModel:
     """A causal language model of transformers, run by the engine."""
 
-    model_type: ModelType = "causal_lm"
+    model_type: Literal["causal_lm"] = "causal_lm"
 
     def __init__(
         self, model_id: ModelId, loaded: Loaded, engine: Engine, options: EngineOptions
@@ -128,9 +134,7 @@ class TransformersModel:
                 f"one full text needs {needed} bytes of KV cache",
                 "Raise CACHER_HOT_CACHE_BYTES",
             )
-        on_gpu = prepared.shape.device.type == "cuda"
-        host_bytes = options.host_cache_bytes if on_gpu else 0
-        host_slots = prepared.geometry.host_slots(options.dtype, host_bytes)
+        host_slots = _host_slots(prepared, options)
         store = KVStore(
             prepared.geometry,
             blocks,
@@ -148,11 +152,9 @@ class TransformersModel:
 
     async def encode(self, text: str, *, beginning: bool, room: int) -> tuple[TokenId, ...]:
         """Tokens of a text; see the port. Long texts are encoded off the event loop."""
-        size = len(text.encode())
-        if size > room * self._tokenizer.longest_token_bytes:
-            raise TooLarge(f"a text of {size} bytes does not fit into {room} tokens", room=room)
+        self._tokenizer.check_fits(text, room)
         encode = functools.partial(self._tokenizer.encode, text, beginning=beginning)
-        return encode() if size < _SHORT_TEXT_BYTES else await asyncio.to_thread(encode)
+        return encode() if len(text) < SHORT_TEXT_LENGTH else await asyncio.to_thread(encode)
 
     def opening(self) -> tuple[TokenId, ...]:
         """Tokens of a state that begins with nothing: BOS, or EOS where there is no BOS."""
@@ -169,7 +171,7 @@ class TransformersModel:
         if request.max_new == 0:
             return
         inbox: asyncio.Queue[Step | Exception | None] = asyncio.Queue()
-        begin = functools.partial(self._generations, request, _deliver_to(inbox))
+        begin = functools.partial(self._generations, request, deliver_to(inbox))
         constraint = request.drawing.constraint
         async with self._compiled([constraint]):
             jobs = await asyncio.to_thread(begin) if constraint else begin()
@@ -216,7 +218,7 @@ class TransformersModel:
             tokenizer=self._tokenizer,
             eos_token_ids=self.eos_token_ids,
             scheduler=self._runner.scheduler,
-            deliver=_deliver_to(inbox),
+            deliver=deliver_to(inbox),
             recorder=self._engine.recorder,
         )
         return await self._result(job, inbox)
@@ -225,9 +227,7 @@ class TransformersModel:
         self, requests: Sequence[ScoreRequest], *, private: bool = False
     ) -> list[Scored]:
         """Score texts at prefill speed, together; see the port."""
-        longest = max((len(request.tokens) for request in requests), default=0)
-        if longest > self.context_size:
-            raise TooLarge(f"a text of {longest} tokens is longer than {self.context_size}")
+        self._check_length(max((len(request.tokens) for request in requests), default=0))
         inbox: asyncio.Queue[list[Scored] | Exception] = asyncio.Queue()
         job = Scoring(
             requests,
@@ -236,7 +236,7 @@ class TransformersModel:
             tokenizer=self._tokenizer,
             constraints=self._constraints,
             eos_token_ids=self.eos_token_ids,
-            deliver=_deliver_to(inbox),
+            deliver=deliver_to(inbox),
             recorder=self._engine.recorder,
         )
         redraws = (redraw for request in requests for redraw in request.redraws)
@@ -255,16 +255,23 @@ class TransformersModel:
         """What a job delivers once it is done."""
         self._start(job)
         try:
-            result = await inbox.get()
+            return await taken_from(inbox)
         finally:
             self._engine.cancel(self._runner, job)
-        if isinstance(result, Exception):
-            raise result
-        return result
 
     async def observe(self, look: Look, *, private: bool = False) -> Seen:
         """Compute a text and see what is inside; ``private`` as for :meth:`score`."""
-        raise NotImplementedError
+        self._check_length(len(look.tokens))
+        inbox: asyncio.Queue[Observation | Exception] = asyncio.Queue()
+        job = Observation(
+            look,
+            root=None if private else self._root,
+            store=self._runner.executor.store,
+            deliver=deliver_to(inbox),
+        )
+        self._runner.executor.check(job.sites)
+        await self._result(job, inbox)
+        return await asyncio.to_thread(job.seen)
 
     async def project(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits ``(rows, vocabulary)`` of hidden states ``(rows, width)`` of any layer.
@@ -272,7 +279,22 @@ class TransformersModel:
         They go through the last normalisation and the head, on the engine's thread, a few rows at a
         time where streams wait.
         """
-        raise NotImplementedError
+        logits = torch.empty(len(hidden), self.vocabulary_size)
+        done = 0
+        while done < len(hidden):
+            some = functools.partial(self._project_some, hidden[done:], logits[done:])
+            done += await done_by(self._engine, some)
+        return logits
+
+    def _project_some(self, hidden: torch.Tensor, logits: torch.Tensor) -> int:
+        """Project as many rows as a pass may have; returns how many."""
+        rows = MAX_PREFILL_ROWS_BESIDE_STREAMS if self._engine.streaming else MAX_ROWS
+        logits[:rows] = self._runner.executor.project(hidden[:rows])
+        return rows
+
+    async def largest(self, rows: Sequence[bytes], k: int) -> list[bytes]:
+        """The ``k`` largest logits of rows that were kept ``full``; see the port."""
+        return await asyncio.to_thread(lambda: [largest(row, k) for row in rows])
 
     async def look(
         self,
@@ -297,6 +319,11 @@ class TransformersModel:
         """How many leading tokens have their K/V in the cache."""
         keys = block_keys(self._root, tokens, limit=len(tokens))
         return self._runner.pool.count_cached(keys) * BLOCK_TOKENS
+
+    def residence(self, tokens: Sequence[TokenId]) -> Residence:
+        """Where the K/V of a text's whole blocks is."""
+        keys = block_keys(self._root, tokens, limit=len(tokens))
+        return residence(self._runner.pool, keys, self._block_bytes)
 
     def tier(self, tokens: Sequence[TokenId]) -> Tier:
         """The slowest memory that a hot token's K/V would come from."""
@@ -330,15 +357,11 @@ class TransformersModel:
 
     async def forget(self) -> None:
         """Drop every block of the cache that no running work holds."""
-        done: asyncio.Queue[None] = asyncio.Queue()
-        deliver = _deliver_to(done)
+        await done_by(self._engine, self._runner.pool.forget)
 
-        def forget() -> None:
-            self._runner.pool.forget()
-            deliver(None)
-
-        self._engine.submit(forget)
-        await done.get()
+    def _check_length(self, tokens: int) -> None:
+        if tokens > self.context_size:
+            raise TooLarge(f"a text of {tokens} tokens is longer than {self.context_size}")
 
     def _start(self, job: Job) -> None:
         if not self._runner.scheduler.fits(job.text):
@@ -347,6 +370,12 @@ class TransformersModel:
                 " ask for less, or raise CACHER_HOT_CACHE_BYTES"
             )
         self._engine.start(self._runner, job)
+
+
+def _host_slots(prepared: Prepared, options: EngineOptions) -> int:
+    """Blocks that had to leave a GPU and are kept."""
+    on_gpu = prepared.shape.device.type == "cuda"
+    return prepared.geometry.host_slots(options.dtype, options.host_cache_bytes if on_gpu else 0)
 
 
 def _prepared(model_id: ModelId, loaded: Loaded, options: EngineOptions) -> Prepared:
@@ -366,14 +395,3 @@ def _prepared(model_id: ModelId, loaded: Loaded, options: EngineOptions) -> Prep
             f"no kernel strategy can run it: {error}",
             "Use a model of another family, or CACHER_STRATEGY=auto",
         ) from error
-
-
-def _deliver_to(inbox: "asyncio.Queue[Item]") -> Callable[[Item], None]:
-    """Puts items into ``inbox`` from the engine's thread; it holds one text's steps at most."""
-    loop = asyncio.get_running_loop()
-
-    def deliver(item: Item) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(inbox.put_nowait, item)
-
-    return deliver

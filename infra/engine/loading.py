@@ -3,10 +3,12 @@
 import torch
 
 from domain.errors import ModelUnavailable
+from infra.engine.classifier import SequenceClassifier
 from infra.engine.engine import Engine
 from infra.engine.language_model import EngineOptions, TransformersModel
 from infra.models import loader
 from infra.models.catalogue import Source
+from infra.models.config_file import is_classifier
 
 
 class Loading:
@@ -21,14 +23,16 @@ class Loading:
         """End the engine, once its step is done."""
         self._engine.__exit__()
 
-    def load(self, source: Source) -> TransformersModel:
+    def load(self, source: Source) -> TransformersModel | SequenceClassifier:
         """A model, ready to run; takes seconds.
 
         Raises:
-            ModelUnavailable, InvalidInput: as :func:`infra.models.loader.load` says.
+            ModelUnavailable: as :func:`infra.models.loader.load` says.
         """
         try:
             loaded = loader.load(source, self._options.dtype, self._options.device)
+            if is_classifier(loaded.config):
+                return SequenceClassifier(source.model_id, loaded, self._engine, self._options)
             return TransformersModel(source.model_id, loaded, self._engine, self._options)
         except torch.OutOfMemoryError as error:
             raise ModelUnavailable(

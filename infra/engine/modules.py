@@ -14,9 +14,10 @@ from transformers.pytorch_utils import Conv1D
 
 from infra.engine import attention
 from infra.engine.blocks import BLOCK_TOKENS
-from infra.engine.forward import Batch, Prepared, Shape
+from infra.engine.forward import Batch, Prepared, Shape, Watch, every_site
 from infra.engine.kv_store import KVStore
 from infra.engine.scheduler import Slice
+from infra.engine.watching import Layers, View
 
 MIN_ROWS: Final = 4
 """Linear layers are never called with fewer rows: BLAS libraries treat those as vectors."""
@@ -60,6 +61,7 @@ class ModuleStrategy:
     def prepare(self, model: Any, shape: Shape) -> Prepared:
         """Give the model the strategy's linear layers and our attention, in place."""
         self.check(shape)
+        layers = Layers(model)
         capped = getattr(model.config, "final_logit_softcapping", None) is not None
         widths = replace_linears(model, self) | {shape.geometry.head_dim}
         model.set_attn_implementation(attention.NAME)
@@ -72,6 +74,7 @@ class ModuleStrategy:
             shape=shape,
             bind=lambda store: ModuleForward(
                 model,
+                layers,
                 store,
                 quantum=quantum,
                 head_quantum=head_quantum,
@@ -89,6 +92,7 @@ class ModuleForward:
     def __init__(
         self,
         model: Any,
+        layers: Layers,
         store: KVStore,
         *,
         quantum: int,
@@ -96,7 +100,9 @@ class ModuleForward:
         query_tile: int,
         threads: int,
     ) -> None:
+        self.sites = every_site(store.geometry.layers)
         self._model = model
+        self._layers = layers
         self._store = store
         self._quantum = quantum
         self._head_quantum = head_quantum
@@ -104,9 +110,10 @@ class ModuleForward:
         self._threads = threads
 
     @torch.inference_mode()
-    def run(self, batch: Batch) -> Tensor:
+    def run(self, batch: Batch, watch: Watch | None = None) -> Tensor:
         """Logits of the wanted rows; see :class:`infra.engine.forward.Forward`."""
         device = self._store.k.device
+        view = View(watch, len(batch.tokens)) if watch else None
         padding = [0] * (-len(batch.tokens) % self._quantum)
         positions = torch.tensor(batch.positions + padding, device=device)
         ragged = attention.Pass(
@@ -116,20 +123,33 @@ class ModuleForward:
             groups=_groups(batch.slices, device),
             query_tile=self._query_tile,
             threads=self._threads,
+            view=view,
         )
-        inputs = {
-            "input_ids": torch.tensor([batch.tokens + padding], device=device),
-            "position_ids": positions[None],
-            "use_cache": False,
-            "ragged": ragged,
-        }
-        if not batch.wanted:
+        tokens = torch.tensor([batch.tokens + padding], device=device)
+        with self._layers.seen_by(view):
+            return self._compute(tokens, positions[None], batch.wanted, ragged=ragged)
+
+    @torch.inference_mode()
+    def project(self, hidden: Tensor) -> Tensor:
+        """Logits of rows of the last layer; see :class:`infra.engine.forward.Forward`."""
+        device = self._store.k.device
+        rows = hidden.to(device, self._store.k.dtype)
+        rows = nn.functional.pad(rows, (0, 0, 0, -len(rows) % self._quantum))
+        nothing = torch.zeros(1, len(rows), dtype=torch.int64, device=device)
+        with self._layers.giving(rows):
+            return self._compute(nothing, nothing, list(range(len(hidden))))
+
+    def _compute(
+        self, tokens: Tensor, positions: Tensor, wanted: list[int], **context: Any
+    ) -> Tensor:
+        inputs = {"input_ids": tokens, "position_ids": positions, "use_cache": False, **context}
+        if not wanted:
             self._model.base_model(**inputs)
             return torch.empty(0, 0)
-        rows = batch.wanted + [0] * (-len(batch.wanted) % self._head_quantum)
-        wanted = torch.tensor(rows, device=device)
-        logits: Tensor = self._model(**inputs, logits_to_keep=wanted).logits
-        return logits[0, : len(batch.wanted)].float().cpu()
+        rows = wanted + [0] * (-len(wanted) % self._head_quantum)
+        kept = torch.tensor(rows, device=tokens.device)
+        logits: Tensor = self._model(**inputs, logits_to_keep=kept).logits
+        return logits[0, : len(wanted)].float().cpu()
 
 
 def measured_query_tile(head_dim: int, device: torch.device | None = None) -> int:

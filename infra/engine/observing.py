@@ -19,10 +19,14 @@ class Edits:
     silenced: dict[int, tuple[int, ...]] = field(default_factory=dict)
     added: dict[int, tuple[tuple[range, Tensor], ...]] = field(default_factory=dict)
 
+    def __bool__(self) -> bool:
+        """Whether anything goes otherwise."""
+        return bool(self.silenced or self.added)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What is to be seen of ``tokens`` from the position ``start`` on.
+    """What is to be seen of ``tokens`` from ``start``, one of their positions, on.
 
     The queries of some layers, the ``residual`` stream at some places and, ``normalised``, after
     the last of them (:class:`infra.engine.forward.Site`). K and V of the ``caches`` layers, from

@@ -26,8 +26,9 @@ MAX_PROBED_TOKENS: Final = 2048
 _SHORT: Final = BLOCK_TOKENS + 9
 _CHUNK: Final = 192
 _PLAIN: Final = 160
-_ROUNDING: Final = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
-_USE_ANOTHER: Final = "Use a model of another family"
+ROUNDING: Final = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+"""How far logits may be from those of plain transformers, for each unit of the largest of them."""
+USE_ANOTHER: Final = "Use a model of another family"
 
 
 @dataclass(frozen=True)
@@ -114,15 +115,15 @@ def check_against_plain(
         raise
     except (RuntimeError, TypeError, AttributeError, IndexError) as error:
         raise ModelUnavailable(
-            model_id, f"its modelling code is not supported: {error}", _USE_ANOTHER
+            model_id, f"its modelling code is not supported: {error}", USE_ANOTHER
         ) from error
-    allowed = _ROUNDING[prepared.dtype] * max(1.0, plain.abs().max().item())
+    allowed = ROUNDING[prepared.dtype] * max(1.0, plain.abs().max().item())
     if not difference <= allowed:
         raise ModelUnavailable(
             model_id,
             f"its logits differ from plain transformers by {difference:.2g} (allowed"
             f" {allowed:.2g}): its attention does something that is not supported",
-            _USE_ANOTHER,
+            USE_ANOTHER,
         )
 
 

@@ -11,6 +11,7 @@ from functools import cache
 from typing import Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from infra.engine import compiling, elementary
 from infra.engine.compiling import compiled, inlined
@@ -256,15 +257,15 @@ def _typical(row, temperature, peak, per_nat, last, kept, typical_p):  # type: i
     return likelier, typical
 
 
-def _draw(row, likeliest, lowest, temperature, top_k, top_p, min_p, typical_p, point):  # type: ignore[no-untyped-def]
-    """A token and its probability; -1 where there is no likeliest token.
+@inlined
+def _filter(row, likeliest, lowest, temperature, top_k, top_p, min_p, typical_p, buckets):  # type: ignore[no-untyped-def]
+    """What is left to draw from: the peak, the masses of the buckets, ``likelier``, ``kept``.
 
     Each filter keeps a run of the sorted order: by score it raises ``floor``, by mass it lowers
     ``kept``; only the last one, the typical tokens, may begin after some ``likelier`` ones. What
-    changes logits has done so before.
+    changes logits has done so before. Where there is no likeliest token nothing is kept.
     """
     peak = f64(row[likeliest] / temperature)
-    buckets = np.empty(len(row), np.uint16)
     per_nat = _BUCKETS / max(_distance(lowest / temperature, peak), 1e-6)
     floor = np.float32(-np.inf)
     if 0 < top_k < len(row):
@@ -274,7 +275,7 @@ def _draw(row, likeliest, lowest, temperature, top_k, top_p, min_p, typical_p, p
     masses = _masses(row, temperature, peak, per_nat, floor, buckets)
     kept, likelier = masses.sum(), 0
     if kept == 0:
-        return i64(-1), 0.0
+        return peak, masses, likelier, kept
     if top_p < 1.0:
         _, kept = _reach(row, temperature, peak, buckets, masses, _share(kept, top_p), False)
     if min_p > 0.0:
@@ -283,10 +284,43 @@ def _draw(row, likeliest, lowest, temperature, top_k, top_p, min_p, typical_p, p
     if typical_p < 1.0:
         last, _ = _reach(row, temperature, peak, buckets, masses, kept, False)
         likelier, kept = _typical(row, temperature, peak, per_nat, last, kept, typical_p)
+    return peak, masses, likelier, kept
+
+
+def _draw(row, likeliest, lowest, temperature, top_k, top_p, min_p, typical_p, point):  # type: ignore[no-untyped-def]
+    """A token and its probability; -1 where there is no likeliest token."""
+    buckets = np.empty(len(row), np.uint16)
+    peak, masses, likelier, kept = _filter(
+        row, likeliest, lowest, temperature, top_k, top_p, min_p, typical_p, buckets
+    )
+    if kept == 0:
+        return i64(-1), 0.0
     needed = likelier + min(i64(point * f64(kept)) + 1, kept)
     token, _ = _reach(row, temperature, peak, buckets, masses, needed, False)
     probability = exp(-_distance(row[token] / temperature, peak)) * (_UNIT / f64(kept))
     return i64(token), probability
+
+
+def _distribution(row, likeliest, lowest, temperature, top_k, top_p, min_p, typical_p):  # type: ignore[no-untyped-def]
+    """The probability with which each token is drawn; 0 for all where nothing can be."""
+    buckets = np.empty(len(row), np.uint16)
+    peak, masses, likelier, kept = _filter(
+        row, likeliest, lowest, temperature, top_k, top_p, min_p, typical_p, buckets
+    )
+    probabilities = np.zeros(len(row))
+    if kept == 0:
+        return probabilities
+    first, _ = _reach(row, temperature, peak, buckets, masses, likelier + 1, False)
+    last, _ = _reach(row, temperature, peak, buckets, masses, likelier + kept, False)
+    highest, least = row[first] / temperature, row[last] / temperature
+    for i in range(len(row)):
+        score = row[i] / temperature
+        begun = (score < highest) | ((score == highest) & (i >= first))
+        on = (score > least) | ((score == least) & (i <= last))
+        distance = _distance(score, peak)
+        if begun & on & (_weight(distance) > 0):
+            probabilities[i] = exp(-distance) * (_UNIT / f64(kept))
+    return probabilities
 
 
 # the measures
@@ -317,12 +351,22 @@ def _measure(row, token, peak):  # type: ignore[no-untyped-def]
     return peak + logarithm, logarithm + _add_lanes(moments) / total, ahead
 
 
+def _exponentials(values):  # type: ignore[no-untyped-def]
+    """The exponential of each value of 0 or less; below ``-_FARTHEST`` it counts as that."""
+    found = np.empty(len(values))
+    for i in range(len(values)):
+        found[i] = exp(max(values[i], -_FARTHEST))
+    return found
+
+
 class Kernels(NamedTuple):
     """What is called from Python; see :mod:`infra.engine.sampler`."""
 
     uniform: Callable[[int, int, int], float]
     draw: Callable[..., tuple[int, float]]
+    distribution: Callable[..., NDArray[np.float64]]
     measure: Callable[..., tuple[float, float, int]]
+    exponentials: Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 
 @cache
@@ -335,5 +379,9 @@ def kernels() -> Kernels:
         draw=compiled(
             _draw, f"Tuple((i8, f8))({row}, i8, f4, f4, i8, f8, f8, f8, f8)", sources, nogil=False
         ),
+        distribution=compiled(
+            _distribution, f"f8[::1]({row}, i8, f4, f4, i8, f8, f8, f8)", sources, nogil=True
+        ),
         measure=compiled(_measure, f"Tuple((f8, f8, i8))({row}, i8, f8)", sources, nogil=True),
+        exponentials=compiled(_exponentials, "f8[::1](f8[::1])", sources, nogil=True),
     )

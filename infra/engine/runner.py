@@ -1,13 +1,15 @@
 """All work on one model: jobs in, forward passes, results out. Runs on the engine's thread."""
 
 import logging
+from collections.abc import Callable
+from functools import partial
 
 from domain.errors import Refusal
 from infra.engine.blocks import BlockPool
 from infra.engine.executor import Executor
 from infra.engine.jobs import Job
-from infra.engine.sampler import Row
-from infra.engine.scheduler import Scheduler, Sequence
+from infra.engine.observation import Gallery, Observation
+from infra.engine.scheduler import Scheduler, Sequence, Slice
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +77,7 @@ class Runner:
         wanted = [(piece.sequence, piece.wanted) for piece in plan.slices]
         self.executor.store.move(plan.moves)
         try:
-            logits = self.executor.run(plan.slices)
+            logits = self.executor.run(plan.slices, self._watch(plan.slices))
         except Exception as error:
             logger.exception("a forward pass failed")
             for job in {self._jobs[sequence.origin] for sequence, _ in wanted}:
@@ -87,11 +89,25 @@ class Runner:
             for position in positions:
                 row = next(rows)
                 if sequence.table:  # what came of a row before has not ended it
-                    self._accept(self._jobs[sequence.origin], sequence, position, row)
+                    job = self._jobs[sequence.origin]
+                    self._advance(job, partial(job.accept, sequence, position, row))
+        for observation in filter(None, self._observations(plan.slices)):
+            self._advance(observation, observation.passed)
 
-    def _accept(self, job: Job, sequence: Sequence, position: int, row: Row) -> None:
+    def _observations(self, slices: list[Slice]) -> list[Observation | None]:
+        """The job that looks at the rows of each slice."""
+        jobs = (self._jobs.get(piece.sequence.origin) for piece in slices)
+        return [job if isinstance(job, Observation) else None for job in jobs]
+
+    def _watch(self, slices: list[Slice]) -> Gallery | None:
+        """What the jobs of a pass that look on see of it; null where none does."""
+        observations = self._observations(slices)
+        return Gallery(slices, observations) if any(observations) else None
+
+    def _advance(self, job: Job, step: Callable[[], bool]) -> None:
+        """Do a step of a job, and be done with it if that was its last."""
         try:
-            if job.accept(sequence, position, row):
+            if step():
                 self.drop(job)
                 job.finish()
         except Refusal as refusal:  # what was asked for cannot be done: nothing has failed

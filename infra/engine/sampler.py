@@ -14,7 +14,7 @@ import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +44,7 @@ def uniform(seed: Seed, position: int, branch: int = 0) -> float:
     return kernels().uniform(seed, position, branch)
 
 
-def largest(values: Row, count: int) -> NDArray[np.int64]:
+def largest(values: NDArray[np.floating[Any]], count: int) -> NDArray[np.int64]:
     """Indices of the ``count`` largest values, largest first, ties by lower index."""
     if count >= len(values):
         chosen = np.arange(len(values))
@@ -79,9 +79,33 @@ def draw(
     likeliest = _likeliest(row)
     if sampling.temperature == 0:
         return Draw(likeliest, 1.0)
+    point = uniform(seed, position, branch)
+    token, probability = kernels().draw(*_arguments(row, likeliest, sampling), point)
+    if token < 0:
+        raise ValueError(_NO_NUMBERS)
+    return Draw(TokenId(token), probability)
+
+
+def distribution(scores: Row, sampling: SamplingParameters) -> NDArray[np.float64]:
+    """With which probability :func:`draw` draws each token of one row of processed scores.
+
+    Raises:
+        ValueError: as for :func:`draw`.
+    """
+    row = np.ascontiguousarray(scores, np.float32)
+    likeliest = _likeliest(row)
+    if sampling.temperature == 0:
+        certain = np.zeros(len(row))
+        certain[likeliest] = 1.0
+        return certain
+    return kernels().distribution(*_arguments(row, likeliest, sampling))
+
+
+def _arguments(row: Row, likeliest: TokenId, sampling: SamplingParameters) -> tuple[Any, ...]:
+    """What the kernels are told about a draw."""
     if len(row) > MAX_VOCABULARY:
         raise ValueError(f"{len(row)} tokens are more than {MAX_VOCABULARY}")
-    token, probability = kernels().draw(
+    return (
         row,
         likeliest,
         row[row.argmin()],
@@ -90,11 +114,7 @@ def draw(
         sampling.top_p,
         sampling.min_p,
         sampling.typical_p,
-        uniform(seed, position, branch),
     )
-    if token < 0:
-        raise ValueError(_NO_NUMBERS)
-    return Draw(TokenId(token), probability)
 
 
 def _likeliest(row: Row) -> TokenId:

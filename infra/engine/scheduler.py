@@ -21,7 +21,7 @@ A running sequence can be *forked*: the fork shares the blocks of the tokens tha
 and where it goes on inside a block, whoever writes to that block first gets a copy. The promise
 holds because a *group*, a sequence and what it was forked into, never holds more different blocks
 than its tables would have if they shared nothing but its *trunk*: the full blocks of the tokens up
-to the first whose logits are wanted. A group is never without those, so what it saves by sharing
+to the first that must be computed. A group is never without those, so what it saves by sharing
 them, with others too, is spare. What it saves by sharing other blocks it may lose at any step, so
 that is lent to nobody.
 """
@@ -46,14 +46,15 @@ class Sequence:
     """A text in work.
 
     ``tokens`` grows while it is generated, to at most ``limit``. Logits are wanted for every
-    position from ``first_wanted`` on. ``root`` names the numerics for the keys of its blocks; a
-    sequence without one is private: it uses no block of others and leaves none behind.
+    position from ``first_wanted`` on; rows from ``first_seen`` on are looked at. ``root`` names the
+    numerics for the keys of its blocks; a sequence without one is private: it uses no block of
+    others and leaves none behind.
 
     ``width`` is how many there may be at any one time of the sequences it is forked into, itself
     included. ``origin`` is what they come from; they share at least its first ``trunk`` blocks.
 
     ``prefix`` are the keys of the blocks that may be found instead of computed: all that begin
-    before ``first_wanted``. ``keys`` are those of its blocks that can be found, the first ones of
+    before ``first_needed``. ``keys`` are those of its blocks that can be found, the first ones of
     its ``table``. ``reused`` of its ``computed`` tokens were not computed by itself.
     """
 
@@ -62,6 +63,7 @@ class Sequence:
     first_wanted: int
     root: bytes | None
     width: int = 1
+    first_seen: int | None = None
     computed: int = 0
     reused: int = 0
     overtaken: int = 0
@@ -73,13 +75,19 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.origin = self
-        self.trunk = (self.first_wanted + 1) // BLOCK_TOKENS
+        self.trunk = (self.first_needed + 1) // BLOCK_TOKENS
         self.prefix = list(self.keys)
-        if self.root is not None and self.computed < self.first_wanted:
+        if self.root is not None and self.computed < self.first_needed:
             known = len(self.keys) * BLOCK_TOKENS
-            coming = self.tokens[known : blocks_for(self.first_wanted) * BLOCK_TOKENS]
+            coming = self.tokens[known : blocks_for(self.first_needed) * BLOCK_TOKENS]
             previous = self.keys[-1] if known else self.root
             self.prefix += block_keys(previous, coming, limit=len(coming))
+
+    @property
+    def first_needed(self) -> int:
+        """The first position that is computed even where its K/V can be found."""
+        seen = self.first_seen
+        return self.first_wanted if seen is None else min(seen, self.first_wanted)
 
     @property
     def most_blocks(self) -> int:
@@ -100,7 +108,7 @@ class Sequence:
     @property
     def adopts(self) -> bool:
         """Whether its next block may be found instead of computed."""
-        return self.computed < self.first_wanted and self.next_key is not None
+        return self.computed < self.first_needed and self.next_key is not None
 
 
 @dataclass(frozen=True)
@@ -349,8 +357,8 @@ class Scheduler:
     def _adopt(self, sequence: Sequence) -> None:
         """Hold blocks of its prefix that can be found by now, in place of computing them.
 
-        Rows from ``first_wanted`` on are computed even if their block was found: for their
-        logits. What they store in the block is what is there.
+        Rows from ``first_needed`` on are computed even if their block was found: for what is
+        wanted of them. What they store in the block is what is there.
         """
         if not sequence.adopts:
             return
@@ -361,7 +369,7 @@ class Scheduler:
         self._pool.release(sequence.table[known:])  # begun, not full
         sequence.table[known:] = found
         sequence.keys = sequence.prefix[: len(sequence.table)]
-        computed = min(len(sequence.table) * BLOCK_TOKENS, sequence.first_wanted)
+        computed = min(len(sequence.table) * BLOCK_TOKENS, sequence.first_needed)
         sequence.reused += computed - sequence.computed
         sequence.computed = computed
 

@@ -115,9 +115,15 @@ def _count(found: dict[StateId, tuple[int, int]], row: Row) -> None:
     """Note where a state began and which version it is at.
 
     Raises:
-        ChainBroken: a version is missing, or there twice.
+        ChainBroken: a version is missing, or there twice; or one was looked at that is not there.
     """
     begun, version = found.get(row.state_id, (row.position, 0))
+    if row.version is None:
+        if row.at_version is None or not 1 <= row.at_version <= version:
+            raise ChainBroken(
+                row.position, f"version {row.at_version} of {row.state_id}, which is at {version}"
+            )
+        return
     if row.version != version + 1:
         raise ChainBroken(
             row.position, f"version {row.version} of {row.state_id} comes after {version}"

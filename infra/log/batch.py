@@ -9,8 +9,15 @@ import msgspec
 from msgspec import Struct
 
 from domain.chain import COLUMNS, Head, Row, genesis
-from domain.errors import StateIsErased
-from domain.events import Recorded, StateCreated, StateDeleted, StateErased, decode
+from domain.errors import StateIsDeleted, StateIsErased
+from domain.events import (
+    Recorded,
+    StateAnalyzed,
+    StateCreated,
+    StateDeleted,
+    StateErased,
+    decode,
+)
 from domain.ids import Position, StateId, Version
 from domain.intents import GenerationStarted
 from domain.origin import parents_of
@@ -75,6 +82,8 @@ def project(connection: sqlite3.Connection, recorded: Sequence[Recorded]) -> Non
                 parents += [(parent, one.state_id) for parent, _ in parents_of(origin)]
             case StateErased():
                 erased.append((one.version, one.state_id))
+            case StateAnalyzed():
+                pass
             case event:
                 deleted = isinstance(event, StateDeleted)
                 changed.append((one.version, deleted, one.state_id))
@@ -96,6 +105,7 @@ class Batch:
         self._connection = connection
         self._sealer = sealer
         self._versions: dict[StateId, Version] = {}
+        self._deleted: dict[StateId, str] = {}
         self._answers: dict[Scope, Remembered] = {}
         self._drafts: list[tuple[Draft, tuple[Recorded, ...]]] = []
         self._intents: list[tuple[Intent, str]] = []
@@ -146,12 +156,17 @@ class Batch:
             if not job.replaces:
                 return same
         self._check_parents(job)
+        self._check_looked_at(job)
         seal = self._sealer.row
         events = place(job, self._head, self._last_position, self._version, seal)
         if key:
             self._answers[scope(key)] = Remembered(key.request_digest, events)
         self._drafts.append((job, events))
-        self._versions.update((one.state_id, one.version) for one in events)
+        for one in events:
+            if one.row.version is not None:
+                self._versions[one.state_id] = one.row.version
+            if isinstance(one.event, StateDeleted):
+                self._deleted[one.state_id] = one.row.recorded_at
         self._last_position = events[-1].position
         self._head = Head(self._last_position, events[-1].row.hash)
         return events
@@ -164,6 +179,17 @@ class Batch:
                     found = self._connection.execute(queries.ERASED_AT, (parent,)).fetchone()
                     if found:
                         raise StateIsErased(parent, *found)
+
+    def _check_looked_at(self, job: Draft) -> None:
+        """Refuse to say that somebody looked inside states that have ended."""
+        for one in job.events:
+            if isinstance(one.event, StateAnalyzed):
+                if deleted_at := self._deleted.get(one.state_id):
+                    raise StateIsDeleted(one.state_id, deleted_at)
+                ended = self._connection.execute(queries.ENDED_AT, (one.state_id,)).fetchone()
+                if ended:
+                    at, erased = ended
+                    raise (StateIsErased if erased else StateIsDeleted)(one.state_id, at)
 
     def write(self, retention: Retention) -> None:
         """Insert everything taken, table by table."""

@@ -6,8 +6,16 @@ import msgspec
 from msgspec import Struct
 
 from domain.chain import Head, Row, row_hash
-from domain.errors import IdempotencyKeyReused, VersionConflict
-from domain.events import SCHEMA, Recorded, StateCreated, decode, encode, event_type
+from domain.errors import IdempotencyKeyReused, VersionConflict, VersionNotFound
+from domain.events import (
+    SCHEMA,
+    Recorded,
+    StateAnalyzed,
+    StateCreated,
+    decode,
+    encode,
+    event_type,
+)
 from domain.ids import Position, StateId, Version
 from domain.ports import Append, Idempotency, Provenance, Remembered
 from domain.transfer import Imported, stored
@@ -67,12 +75,13 @@ def draft(
 
 
 def _encoded(append: Append, provenance: Provenance) -> Recorded:
+    looked = isinstance(append.event, StateAnalyzed)
     return decode(
         Row(
             position=Position(0),
             state_id=append.state_id,
-            version=Version(append.expected_version + 1),
-            at_version=None,
+            version=None if looked else Version(append.expected_version + 1),
+            at_version=append.expected_version if looked else None,
             type=event_type(append.event),
             schema=SCHEMA,
             payload=encode(append.event),
@@ -102,7 +111,7 @@ def adoption(
         appends=tuple(
             Append(
                 state_id=event.state_id,
-                expected_version=Version(event.version - 1),
+                expected_version=_expected(event),
                 event=event.event,
                 fingerprint=one.fingerprint,
                 logits=one.logits,
@@ -114,6 +123,10 @@ def adoption(
         idempotency=idempotency,
         replaces=False,
     )
+
+
+def _expected(event: Recorded) -> Version:
+    return event.version if event.row.version is None else Version(event.row.version - 1)
 
 
 def _adopted(imported: Imported, provenance: Provenance) -> Recorded:
@@ -156,15 +169,20 @@ def place(
 
     Raises:
         VersionConflict: a state is not where the draft expects it.
+        VersionNotFound: a state has not come to where it is said to have been looked at.
     """
     reached: dict[StateId, Version] = {}
     placed = []
     for append, event in zip(drafted.appends, drafted.events, strict=True):
         state_id = append.state_id
         current = reached[state_id] if state_id in reached else version(state_id)
-        if current != append.expected_version:
+        if event.row.version is None:
+            if current < append.expected_version:
+                raise VersionNotFound(state_id, append.expected_version, current)
+        elif current != append.expected_version:
             raise VersionConflict(state_id, append.expected_version, current)
-        reached[state_id] = event.version
+        else:
+            reached[state_id] = event.version
         last_position = Position(last_position + 1)
         row = seal(event.row)
         row = msgspec.structs.replace(row, position=last_position, previous_hash=head.hash)

@@ -55,6 +55,13 @@ SELECT position, state_id, version, at_version, type, schema, payload, fingerpri
 FROM events WHERE state_id = ? AND position > ? ORDER BY position LIMIT ?
 """
 
+# Analyses of one state in the order of the log: after a position, at most so many.
+ANALYSES: Final = """
+SELECT position, state_id, version, at_version, type, schema, payload, fingerprint,
+       recorded_at, actor, request_id, previous_hash, hash, source
+FROM events WHERE state_id = ? AND version IS NULL AND position > ? ORDER BY position LIMIT ?
+"""
+
 # The blobs kept beside one event, in order.
 LOGITS: Final = "SELECT data FROM logits WHERE position = ? ORDER BY step"
 
@@ -159,6 +166,12 @@ FROM logits WHERE position > ? GROUP BY position ORDER BY position LIMIT ?
 ERASED_AT: Final = """
 SELECT recorded_at FROM events JOIN states USING (state_id, version)
 WHERE state_id = ? AND erased = 1
+"""
+
+# When a state ended, if it did, and whether it was erased.
+ENDED_AT: Final = """
+SELECT recorded_at, erased FROM events JOIN states USING (state_id, version)
+WHERE state_id = ? AND deleted = 1
 """
 
 # A page of the states that were erased, in the order of their ids.

@@ -121,7 +121,7 @@ def _insert(connection: sqlite3.Connection, page: Sequence[Admitted]) -> None:
 def _project_unreadable(connection: sqlite3.Connection, rows: Sequence[Row]) -> None:
     """Project events of states whose keys were destroyed: what they came from is not known."""
     created = [row for row in rows if row.version == 1]
-    changed = [row for row in rows if row.version != 1]
+    changed = [row for row in rows if row.version not in (1, None)]
     connection.executemany(
         queries.INSERT_STATE,
         [(row.state_id, _UNKNOWN_MODEL, row.position, row.version) for row in created],

@@ -145,6 +145,10 @@ class SqliteReader:
         found = await self._rows(queries.STATE_NEWEST, state_id)
         return found[0] if found else None
 
+    async def analyses(self, state_id: StateId, *, after: Position, limit: int) -> list[Row]:
+        """Analyses of a state in the order of the log, from the one after a position."""
+        return await self._rows(queries.ANALYSES, state_id, after, limit)
+
     async def page(
         self,
         *,

@@ -4,7 +4,7 @@ Only safetensors files are read and no code that comes with a model is run.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +15,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 from torch import nn
 
-from domain.errors import ModelUnavailable, Refusal, invalid
+from domain.errors import ModelUnavailable, Refusal
 from domain.ids import TokenId
 from infra.models.catalogue import Source
 from infra.models.config_file import is_classifier, read_json
@@ -29,13 +29,8 @@ _REMEDY: Final = (
     " folder with config.json, the tokenizer's files and *.safetensors"
 )
 _OURS_ALONE: Final[dict[str, Any]] = {"local_files_only": True, "trust_remote_code": False}
-_SHAPE: Final = (
-    "vocab_size",
-    "max_position_embeddings",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-)
+_SHAPE: Final = ("vocab_size", "max_position_embeddings", "hidden_size")
+_DECODER_SHAPE: Final = (*_SHAPE, "num_hidden_layers", "num_attention_heads")
 _LENGTH_DEPENDENT_ROPE: Final = {"dynamic", "longrope"}
 
 
@@ -44,7 +39,7 @@ class Loaded:
     """A model as transformers built it, and what identifies it.
 
     ``config`` is the model's ``config.json``. ``identity`` goes into the numerics fingerprint: it
-    names the files by their content, wherever they came from.
+    names the files by their content, wherever they came from. No token ends a classifier's text.
     """
 
     model: nn.Module
@@ -59,11 +54,10 @@ class Loaded:
 
 
 def load(source: Source, dtype: torch.dtype, device: str = "cpu") -> Loaded:
-    """Load a causal language model onto a device.
+    """Load a causal language model, or a sequence classifier, onto a device.
 
     Raises:
         ModelUnavailable: its files cannot be had or are not usable; says why.
-        InvalidInput: it is a classifier.
         torch.OutOfMemoryError: a GPU has no room for it.
     """
     try:
@@ -90,18 +84,21 @@ def _load_folder(
     source: Source, folder: Path, revision: str | None, dtype: torch.dtype, device: str
 ) -> Loaded:
     written = read_json(folder / "config.json")
-    if is_classifier(written):
-        raise invalid("model_id", f"{source.model_id!r} is a classifier; a causal_lm is needed")
+    classifier = is_classifier(written)
     _check_rope(written)
     config = transformers.AutoConfig.from_pretrained(folder, **_OURS_ALONE)
     _check_rope(config.to_dict())  # some families rewrite theirs
-    _check_shape(config)
+    _check_shape(config, _SHAPE if classifier else _DECODER_SHAPE)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise FileNotFoundError("there is no *.safetensors file; other formats are not read")
-    tokenizer = Tokenizer(transformers.AutoTokenizer.from_pretrained(folder, **_OURS_ALONE))
+    fast = transformers.AutoTokenizer.from_pretrained(folder, **_OURS_ALONE)
+    tokenizer = Tokenizer(fast, lossy=classifier)
+    auto: Any = transformers.AutoModelForCausalLM
+    if classifier:
+        auto = transformers.AutoModelForSequenceClassification
     model: nn.Module
-    model, found = transformers.AutoModelForCausalLM.from_pretrained(
+    model, found = auto.from_pretrained(
         folder,
         config=config,
         dtype=dtype,
@@ -119,7 +116,7 @@ def _load_folder(
         vocabulary_size=config.vocab_size,
         width=config.hidden_size,
         context_size=config.max_position_embeddings,
-        eos_token_ids=_eos_token_ids(model, tokenizer),
+        eos_token_ids=frozenset() if classifier else _eos_token_ids(model, tokenizer),
         revision=revision,
         identity={
             "config": written,
@@ -137,9 +134,9 @@ def _eos_token_ids(model: Any, tokenizer: Tokenizer) -> frozenset[TokenId]:
     return frozenset(map(TokenId, [named] if isinstance(named, int) else named))
 
 
-def _check_shape(config: Any) -> None:
-    """Refuse what is not a decoder with attention: recurrent models, positions without an end."""
-    missing = [name for name in _SHAPE if not hasattr(config, name)]
+def _check_shape(config: Any, names: Sequence[str]) -> None:
+    """Refuse what is no transformer of the kind: recurrent models, positions without an end."""
+    missing = [name for name in names if not hasattr(config, name)]
     if missing:
         raise ValueError(f"a config of type {config.model_type!r} has no {', '.join(missing)}")
 

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from domain.config import ModelType
 from domain.errors import QueueFull
 from domain.ids import ModelId
-from domain.models import CacheCounters, LanguageModel, ModelInfo, Numerics
+from domain.models import CacheCounters, Classifier, LanguageModel, ModelInfo, Numerics
 from infra.models.catalogue import Catalogue, Source
 from infra.models.config_file import is_classifier, read_config
 
@@ -25,7 +26,7 @@ class ModelStore:
     def __init__(
         self,
         catalogue: Catalogue,
-        load: Callable[[Source], LanguageModel],
+        load: Callable[[Source], LanguageModel | Classifier],
         thread: ThreadPoolExecutor,
         *,
         max_models: int,
@@ -34,7 +35,9 @@ class ModelStore:
         self._load = load
         self._thread = thread
         self._max_models = max_models
-        self._models: OrderedDict[ModelId, asyncio.Future[LanguageModel]] = OrderedDict()
+        self._models: OrderedDict[ModelId, asyncio.Future[LanguageModel | Classifier]] = (
+            OrderedDict()
+        )
 
     @property
     def default(self) -> ModelId:
@@ -49,7 +52,7 @@ class ModelStore:
         """One of them."""
         return self._info(self._catalogue.source(model_id))
 
-    async def get(self, model_id: ModelId) -> LanguageModel:
+    async def get(self, model_id: ModelId) -> LanguageModel | Classifier:
         """The model, loaded if it was not. Requests for one model wait for one loading.
 
         Raises:
@@ -70,28 +73,28 @@ class ModelStore:
         self._models.move_to_end(model_id)
         return await asyncio.shield(task)
 
-    async def describe(self, model_id: ModelId) -> tuple[dict[str, Any], Numerics | None]:
-        """A model's ``config.json`` and its numerics; classifiers are described, not run."""
-        config = read_config(self._catalogue.source(model_id))
-        if config is not None and is_classifier(config):
-            return config, None
+    async def describe(self, model_id: ModelId) -> tuple[dict[str, Any], Numerics]:
+        """A model's ``config.json`` and its numerics; loads it."""
         model = await self.get(model_id)
         return model.config, model.numerics
 
     def counters(self) -> dict[ModelId, CacheCounters]:
-        """Counters of the KV cache of every loaded model."""
-        return {
-            model_id: task.result().counters()
-            for model_id, task in self._models.items()
-            if _ready(task)
-        }
+        """Counters of the KV cache of every loaded model that has one."""
+        return {model.model_id: model.counters() for model in self._language_models()}
 
     async def forget(self) -> None:
         """Drop every block of every loaded model's KV cache that no running work holds."""
-        for model in [task.result() for task in self._models.values() if _ready(task)]:
+        for model in self._language_models():
             await model.forget()
 
-    def _loaded(self, model_id: ModelId, task: "asyncio.Future[LanguageModel]") -> None:
+    def _language_models(self) -> list[LanguageModel]:
+        """Those that are loaded."""
+        loaded = [task.result() for task in self._models.values() if _ready(task)]
+        return [model for model in loaded if model.model_type == "causal_lm"]
+
+    def _loaded(
+        self, model_id: ModelId, task: "asyncio.Future[LanguageModel | Classifier]"
+    ) -> None:
         """Forget a model that could not be loaded; let others go for one that could."""
         if not _ready(task):
             del self._models[model_id]
@@ -103,19 +106,23 @@ class ModelStore:
 
     def _info(self, source: Source) -> ModelInfo:
         task = self._models.get(source.model_id)
-        config = read_config(source)
-        classifier = config is not None and is_classifier(config)
-        causal = config is not None or source.model_id in self._models
+        loaded = task.result() if task is not None and _ready(task) else None
         return ModelInfo(
             model_id=source.model_id,
             description=source.description,
-            model_type="sequence_classification"
-            if classifier
-            else ("causal_lm" if causal else None),
-            loaded=task is not None and _ready(task),
+            model_type=_told_type(source) if loaded is None else loaded.model_type,
+            loaded=loaded is not None,
             embedded=source.kind == "embedded",
         )
 
 
-def _ready(task: "asyncio.Future[LanguageModel]") -> bool:
+def _told_type(source: Source) -> ModelType | None:
+    """The type that a model's config tells, where that needs no download."""
+    config = read_config(source)
+    if config is None:
+        return None
+    return "sequence_classification" if is_classifier(config) else "causal_lm"
+
+
+def _ready(task: "asyncio.Future[LanguageModel | Classifier]") -> bool:
     return task.done() and not task.cancelled() and task.exception() is None

@@ -205,12 +205,14 @@ def test_models_say_what_they_are_and_whether_they_are_loaded(client: httpx.Clie
     models = {model["model_id"]: model for model in ok(client.get("/v1/models"))}
     fields = {"model_id", "description", "model_type", "loaded", "embedded"}
     assert all(set(model) == fields and model["description"] for model in models.values())
-    claims = {name: (m["model_type"], m["loaded"], m["embedded"]) for name, m in models.items()}
+    claims = {name: (m["model_type"], m["embedded"]) for name, m in models.items()}
     assert claims == {
-        "cacher-tiny": ("causal_lm", True, True),
-        "cacher-tiny-sentiment": ("sequence_classification", False, True),
-        "gpt2": (None, False, False),
+        "cacher-tiny": ("causal_lm", True),
+        "cacher-tiny-sentiment": ("sequence_classification", True),
+        "gpt2": (None, False),
     }
+    assert models["cacher-tiny"]["loaded"]
+    assert not models["gpt2"]["loaded"]
 
 
 def test_a_model_says_what_it_claims_about_its_bits(client: httpx.Client) -> None:
@@ -227,10 +229,12 @@ def test_a_model_says_what_it_claims_about_its_bits(client: httpx.Client) -> Non
     assert_verified(client, state_id)
 
 
-def test_a_classifier_is_described_and_not_run(client: httpx.Client) -> None:
+def test_a_classifier_says_what_it_claims_about_its_bits_too(client: httpx.Client) -> None:
     model = ok(client.get("/v1/models/cacher-tiny-sentiment"))
     assert model["model_type"] == "sequence_classification"
-    assert (model["loaded"], model["numerics"]) == (False, None)
+    assert model["loaded"]
+    numerics = model["numerics"]
+    assert (numerics["deterministic"], numerics["strategy"]) == (True, "whole")
     assert model["config"]["architectures"] == ["GPT2ForSequenceClassification"]
 
 

@@ -87,7 +87,7 @@ BAD_CONFIG: dict[str, list[Any]] = (
 )
 BAD_FIELDS: dict[str, dict[str, list[Any]]] = {
     CREATE: {
-        "model_id": [5, "cacher-tiny-sentiment"],
+        "model_id": [5, []],
         "text": [5, "", ["a"], {}],
         "model_type": ["gpt", 5, None, "sequence_classification"],
         "config": [5, [], None, "x"],

@@ -90,6 +90,7 @@ BAD = [
     ("CACHER_PORT", "65536", "<= 65535"),
     ("CACHER_PORT", "http", "int"),
     ("CACHER_MAX_QUEUE", "0", ">= 1"),
+    ("CACHER_MAX_RESULT_BYTES", "1048575", ">= 1048576"),
     ("CACHER_DTYPE", "float16", "float32, bfloat16"),
     ("CACHER_LOG_LEVEL", "loud", "debug, info, warning, error"),
 ]

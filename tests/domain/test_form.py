@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 
-from domain.content import Scores
+from domain.content import NO_SCORES, Scores
 from domain.events import BeamsGenerated, Event
 from domain.form import compare_form
 from tests.builders import created, forwarded, generated, history, recorded
@@ -41,6 +42,17 @@ def searched() -> Event:
     assert isinstance(event, BeamsGenerated)
     assert len(event.steps) == 3
     return event
+
+
+def test_what_a_classifier_was_given_has_no_scores() -> None:
+    given = forwarded(3, "abc")
+    bare = msgspec.structs.replace(given, scores=NO_SCORES)
+    for event in (created("abc"), bare):
+        assert compare_form(recorded(event), 128, 64, scored=False) is None
+    found = compare_form(recorded(given), 128, 64, scored=False)
+    assert found is not None
+    assert (found.field, found.expected, found.actual) == ("len(scores.logprobs)", 3, 0)
+    assert form(bare) == ("len(scores.logprobs)", 0, 3, None)
 
 
 RUNS: dict[str, tuple[Callable[[], Event], Path, str, int]] = {

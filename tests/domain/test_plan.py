@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from msgspec import UNSET
+from msgspec.structs import replace
 
 from domain import plan
 from domain.config import (
@@ -12,9 +13,10 @@ from domain.config import (
     Constraint,
     GenerationParameters,
     LogitsParameters,
+    ModelType,
     SamplingParameters,
 )
-from domain.errors import FingerprintChanged, InvalidInput, VersionConflict
+from domain.errors import FingerprintChanged, InvalidInput, NotRunnable, VersionConflict
 from domain.plan import (
     MAX_DRAWN,
     MAX_KEPT_BYTES,
@@ -274,3 +276,30 @@ def test_what_was_cut_off_goes_on_where_it_ended() -> None:
         plan.check_resumable(cut_off, live(created(), generated(3), forwarded(4)), "f")
     with pytest.raises(FingerprintChanged):
         plan.check_resumable(cut_off, state, "g")
+
+
+# models
+
+
+def test_only_a_state_of_a_language_model_goes_on() -> None:
+    state = live(created("abc"))
+    plan.check_language(state)
+    with pytest.raises(InvalidInput, match="state_id: is a state of a classifier"):
+        plan.check_language(replace(state, model_type="sequence_classification"))
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (("sequence_classification", 512, 64), "it is a causal_lm state"),
+        (("causal_lm", 98, 64), "tokens beyond 0 to 97"),
+        (("causal_lm", 512, 7), "its context_size is 8, that of the model 7"),
+    ],
+)
+def test_a_state_of_another_model_is_not_runnable(
+    model: tuple[ModelType, int, int], reason: str
+) -> None:
+    state = live(created("abc", context_size=8))
+    plan.check_runnable(state, "causal_lm", 512, 8)
+    with pytest.raises(NotRunnable, match=reason):
+        plan.check_runnable(state, *model)

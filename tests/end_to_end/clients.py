@@ -16,6 +16,7 @@ KINDS = {
     "config": 1,
     "fork": 1,
     "rewind": 2,
+    "analyze": 2,
     "delete": 1,
 }
 """Operations, and how often each is chosen compared with the others."""
@@ -107,6 +108,8 @@ class Whims:
         key = f"{self._name}-{self._asked}"
         if kind == "delete":
             return Request(kind, Ask("DELETE", f"/v1/states/{state_id}", None, key))
+        if kind == "analyze":
+            return Request(kind, Ask("GET", f"/v1/analyze/next/{state_id}", None, key))
         body = self._body(kind) | ({} if kind == "create" else {"state_id": state_id})
         return Request(kind, Ask("POST", PATHS[kind], body, key))
 

@@ -42,12 +42,13 @@ TYPES = {
     "config": "config_changed",
     "fork": "state_created",
     "rewind": "head_rewound",
+    "analyze": "state_analyzed",
     "delete": "state_deleted",
 }
 
 
 class Row(NamedTuple):
-    """An event as the database has it."""
+    """An event as the database has it; ``version`` is that which an analysis saw."""
 
     position: int
     request_id: str
@@ -58,7 +59,7 @@ class Row(NamedTuple):
 
 
 def rows(database: Path, after: int) -> list[Row]:
-    columns = "position, request_id, state_id, version, type, payload"
+    columns = "position, request_id, state_id, coalesce(version, at_version), type, payload"
     found = query(database, f"SELECT {columns} FROM events WHERE position > ?", after)
     return [Row(*columns, msgspec.json.decode(payload)) for *columns, payload in found]
 

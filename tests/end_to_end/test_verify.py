@@ -156,7 +156,7 @@ async def test_behind_a_whole_chain_re_execution_finds(
     found = [named(divergence, with_token=with_token) for divergence in report.divergences]
     place = query(
         tmp_path / "copy.db",
-        "SELECT position, state_id, version FROM events WHERE position = ?",
+        "SELECT position, state_id, coalesce(version, at_version) FROM events WHERE position = ?",
         log.positions[fault.found_in or fault.event],
     )[0]
     assert (*place, *shown_at(log, fault)[3:]) in found

@@ -51,6 +51,11 @@ class Writer:
         for back, name in enumerate(reversed(names), start=1):
             self.positions[name] = self.positions[last] - back
 
+    def look(self, name: str, state_id: str, version: int) -> None:
+        path = f"/v1/analyze/next/{state_id}"
+        assert self._client.get(path, params={"version": version}).is_success
+        self.positions[name] = self._client.get("/v1/audit/head").json()["position"]
+
     def delete(self, name: str, state_id: str) -> None:
         assert self._client.delete(f"/v1/states/{state_id}").is_success
         self.positions[name] = self._client.get("/v1/audit/head").json()["position"]
@@ -136,6 +141,7 @@ def write_log(client: httpx.Client) -> dict[str, int]:
     writer = Writer(client)
     parent = write_sampled(writer)
     write_greedy(writer)
+    writer.look("looked", parent, 3)
     fork = writer.do("forked", "states/fork", parent, version=3)["states"][0]["state_id"]
     writer.do("fork grown", "generate/token", fork, max_tokens=3)
     lost = writer.do("forked to be deleted", "states/fork", parent, position=5)["states"][0]
@@ -152,8 +158,9 @@ class Log(NamedTuple):
     positions: dict[str, int]
 
     def place(self, name: str) -> tuple[int, str, int]:
-        """Position, state and version of an event."""
-        sql = "SELECT position, state_id, version FROM events WHERE position = ?"
+        """Position, state and version of an event; that which an analysis saw."""
+        version = "coalesce(version, at_version)"
+        sql = f"SELECT position, state_id, {version} FROM events WHERE position = ?"
         (found,) = query(self.database, sql, self.positions[name])
         return tuple(found)
 

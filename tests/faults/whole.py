@@ -22,12 +22,19 @@ FROM events, json_each(payload, '$.origin.parents') AS parent
 HALF_THERE: Final = {
     "versions with a gap": """
         SELECT state_id FROM events GROUP BY state_id
-        HAVING count(*) != max(version) OR min(version) != 1""",
+        HAVING count(version) != max(version) OR min(version) != 1""",
     "a state that does not begin with its creation": """
         SELECT position FROM events WHERE (version = 1) != (type = 'state_created')""",
     "an event after the deletion": """
         SELECT e.position FROM events e JOIN events d USING (state_id)
-        WHERE d.type = 'state_deleted' AND e.version > d.version""",
+        WHERE d.type = 'state_deleted' AND e.position > d.position""",
+    "an analysis with a version, or another event without": """
+        SELECT position FROM events WHERE (version IS NULL) != (type = 'state_analyzed')
+        OR (at_version IS NULL) = (type = 'state_analyzed')""",
+    "an analysis of what was not there": """
+        SELECT a.position FROM events a LEFT JOIN events e
+        ON e.state_id = a.state_id AND e.version = a.at_version AND e.position < a.position
+        WHERE a.type = 'state_analyzed' AND e.position IS NULL""",
     "a projection that is not that of the events": """
         SELECT state_id, min(position), max(version), max(type = 'state_deleted') FROM events
         GROUP BY state_id

@@ -1,25 +1,31 @@
 """Answering a question about a state, and recording that it was asked."""
 
+import asyncio
+from collections.abc import Callable
+
 from msgspec import Struct
 
 from app.operations.analysis.compute import compute
 from app.operations.analysis.materials import Asking
+from app.operations.analysis.sharing import with_sharers
 from app.service import Call, Service
 from domain import decide
 from domain.analysis.parameters import Parameters
 from domain.analysis.result import Result, digest
-from domain.events import StateAnalyzed
+from domain.errors import FingerprintChanged
+from domain.events import Recorded, StateAnalyzed
 from domain.ids import StateId, Version
 from domain.ports import Append
 from domain.state import Live
 
 
 class Analyzed(Struct, frozen=True):
-    """A state as it was looked at, what was asked, and what was found."""
+    """A state as it was looked at, what was asked, and what was found under which numerics."""
 
     state: Live
     parameters: Parameters
     result: Result
+    fingerprint: str
 
 
 async def analyze(
@@ -28,23 +34,32 @@ async def analyze(
     state_id: StateId,
     version: Version | None,
     parameters: Parameters,
+    *,
+    check: Callable[[Result], None],
 ) -> Analyzed:
     """Look inside a state, as it is or as it was at a version; on disk before this returns.
 
-    The state stays as it is, and does not wait: what happens to it meanwhile is no conflict. A
-    retry with the same ``Idempotency-Key`` computes again and records nothing new.
+    The state stays as it is, and does not wait: what happens to it meanwhile is no conflict, unless
+    it ends. A retry with the same ``Idempotency-Key`` looks at what was looked at then, computes
+    again and records nothing new. What ``check`` refuses is not recorded.
 
     Raises:
         StateNotFound, StateIsDeleted, StateIsErased, VersionNotFound: there is no such state.
         PreconditionFailed: ``If-Match`` names another version than the state has now.
         InvalidInput, ResultTooLarge: the question has no answer, or too large a one; says why.
+        IdempotencyKeyReused: the key belongs to a request with another body.
+        FingerprintChanged: a retry could be told something else than what was found at first.
         QueueFull: too many requests are waiting.
     """
-    async with service.turns.turn(object()):
+    async with service.answering(call) as earlier, service.turns.turn(object()):
+        if earlier is not None:
+            return await _again(service, *earlier, check=check)
         decide.check_precondition(await service.live(state_id), call.if_match)
         state = await service.live(state_id, version)
         result, fingerprint = await compute(Asking(service), state, parameters)
-        found = StateAnalyzed(parameters=parameters, result_digest=digest(result))
+        check(result)
+        result_digest = await asyncio.to_thread(digest, result)
+        found = StateAnalyzed(parameters=parameters, result_digest=result_digest)
         seen = Append(
             state_id=state_id,
             expected_version=state.version,
@@ -52,4 +67,18 @@ async def analyze(
             fingerprint=fingerprint,
         )
         await service.append(call, [seen])
-    return Analyzed(state, parameters, result)
+    result = with_sharers(service, state, result)
+    return Analyzed(state, parameters, result, fingerprint.id)
+
+
+async def _again(service: Service, first: Recorded, *, check: Callable[[Result], None]) -> Analyzed:
+    """What was found at first, computed again."""
+    assert isinstance(first.event, StateAnalyzed)
+    parameters = first.event.parameters
+    state = await service.as_it_was(first.state_id, first.version)
+    result, fingerprint = await compute(Asking(service), state, parameters)
+    if fingerprint.id != first.row.fingerprint:
+        raise FingerprintChanged(state.state_id, first.row.fingerprint or "", fingerprint.id)
+    check(result)
+    result = with_sharers(service, state, result)
+    return Analyzed(state, parameters, result, fingerprint.id)

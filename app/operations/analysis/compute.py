@@ -1,6 +1,9 @@
 """From a question about a state to what is found: the same for whoever asks and who verifies."""
 
+from app.operations.analysis.classify import classify
+from app.operations.analysis.compare import compare_states
 from app.operations.analysis.materials import Materials
+from app.operations.analysis.tokens import look_at_tokens
 from domain.analysis.parameters import (
     ClassifyParameters,
     CompareParameters,
@@ -20,10 +23,14 @@ async def compute(
     Raises:
         Refusal: the question has no answer; says why.
     """
+    if isinstance(parameters, ClassifyParameters):
+        return await classify(materials, state, parameters)
     model = await materials.model(state)
     match parameters:
-        case TokensParameters() | ClassifyParameters() | CompareParameters():
-            raise NotImplementedError
+        case TokensParameters():
+            result = await look_at_tokens(materials, model, state, parameters)
+        case CompareParameters():
+            result = await compare_states(materials, model, state, parameters)
         case _:
             result = await model.look(
                 state.content.tokens, state.config, parameters, private=materials.private

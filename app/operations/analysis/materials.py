@@ -2,9 +2,11 @@
 
 from typing import Protocol
 
+from app.operations.analysis.stored import stored
 from app.service import Service
+from domain.analysis.tokens import Measured
 from domain.ids import StateId, Version
-from domain.models import LanguageModel
+from domain.models import Classifier, LanguageModel
 from domain.state import Live
 
 
@@ -23,8 +25,20 @@ class Materials(Protocol):
             NotFound, StateIsErased: there is none, or it cannot be read any more.
         """
 
-    async def model(self, state: Live) -> LanguageModel:
+    async def any_model(self, state: Live) -> LanguageModel | Classifier:
         """The model of a state."""
+
+    async def model(self, state: Live) -> LanguageModel:
+        """The language model of a state.
+
+        Raises:
+            InvalidInput: it is a state of a classifier.
+        """
+
+    async def stored(
+        self, model: LanguageModel, state: Live, asked: range, top_k: int
+    ) -> dict[int, Measured]:
+        """What was recorded of tokens at some positions and is still true; nothing if private."""
 
 
 class Asking:
@@ -39,6 +53,16 @@ class Asking:
         """A state as it was at a version, also of one that was deleted since."""
         return await self._service.as_it_was(state_id, version)
 
-    async def model(self, state: Live) -> LanguageModel:
+    async def any_model(self, state: Live) -> LanguageModel | Classifier:
         """The model of a state."""
+        return await self._service.any_model(state)
+
+    async def model(self, state: Live) -> LanguageModel:
+        """The language model of a state."""
         return await self._service.model(state)
+
+    async def stored(
+        self, model: LanguageModel, state: Live, asked: range, top_k: int
+    ) -> dict[int, Measured]:
+        """What was recorded of tokens at some positions and is still true."""
+        return await stored(self._service.log, model, state, asked, top_k)

@@ -15,6 +15,12 @@ from domain.analysis.parameters import (
 from domain.analysis.result import Result
 from domain.config import StateConfig
 from domain.ids import TokenId
+from infra.engine.analysis.attention import attention
+from infra.engine.analysis.cache import cached
+from infra.engine.analysis.hidden import embedding, hidden
+from infra.engine.analysis.intervene import intervene
+from infra.engine.analysis.lens import lens
+from infra.engine.analysis.next import look_next
 
 if TYPE_CHECKING:
     from infra.engine.language_model import TransformersModel
@@ -31,14 +37,16 @@ async def look(
     """What a model finds in a text that a state with ``config`` holds."""
     match parameters:
         case AttentionParameters():
-            raise NotImplementedError
+            return await attention(model, tokens, parameters, private=private)
         case CacheParameters():
-            raise NotImplementedError
-        case HiddenParameters() | EmbeddingParameters():
-            raise NotImplementedError
+            return await cached(model, tokens, parameters, private=private)
+        case HiddenParameters():
+            return await hidden(model, tokens, parameters, private=private)
+        case EmbeddingParameters():
+            return await embedding(model, tokens, parameters, private=private)
         case LensParameters():
-            raise NotImplementedError
+            return await lens(model, tokens, parameters, private=private)
         case NextParameters():
-            raise NotImplementedError
+            return await look_next(model, tokens, config, parameters, private=private)
         case InterveneParameters():
-            raise NotImplementedError
+            return await intervene(model, tokens, config, parameters, private=private)

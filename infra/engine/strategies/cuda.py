@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from infra.engine.blocks import BLOCK_TOKENS, blocks_for
-from infra.engine.forward import Batch, Prepared, Shape
+from infra.engine.forward import Batch, Prepared, Shape, Watch, Weighing, every_site
 from infra.engine.kv_store import KVStore
 from infra.engine.strategies import strategy
 from infra.engine.threads import threads
+from infra.engine.watching import Layers, View
 
 TILE: Final = 64
 """Rows of every product: what one matrix instruction of a recent GPU takes."""
@@ -57,12 +58,13 @@ class CudaStrategy:
 
     def prepare(self, model: Any, shape: Shape) -> Prepared:
         """Give the model our attention, in place."""
+        layers = Layers(model)
         model.set_attn_implementation(_ATTENTION)
         model.config.pad_token_id = None  # rows are never padding; spares a check that waits
         return Prepared(
             strategy=self.name,
             shape=shape,
-            bind=lambda store: TileForward(model, store, shape),
+            bind=lambda store: TileForward(model, layers, store, shape),
             quantum=TILE,
         )
 
@@ -70,8 +72,10 @@ class CudaStrategy:
 class TileForward:
     """Passes of such a model, in tiles whose inputs and results are always at the same place."""
 
-    def __init__(self, model: Any, store: KVStore, shape: Shape) -> None:
+    def __init__(self, model: Any, layers: Layers, store: KVStore, shape: Shape) -> None:
+        self.sites = every_site(store.geometry.layers)
         self._model = model
+        self._layers = layers
         self._store = store
         self._device = shape.device
         self._max_spans = -(-blocks_for(shape.context) // SPAN)
@@ -81,17 +85,18 @@ class TileForward:
         self._graphs = _Graphs(shape.device) if shape.device.type == "cuda" else None
 
     @torch.inference_mode()
-    def run(self, batch: Batch) -> Tensor:
+    def run(self, batch: Batch, watch: Watch | None = None) -> Tensor:
         """Logits of the wanted rows; see :class:`infra.engine.forward.Forward`."""
         pinned = self._graphs is not None
         logits = torch.empty(len(batch.wanted), self._logits.shape[1], pin_memory=pinned)
         done = 0
         with threads(1, 0):
-            for values, wanted in self._inputs_of(batch):
+            for values, count, wanted in self._inputs_of(batch):
                 inputs = torch.from_numpy(values)
                 inputs = inputs.pin_memory() if pinned else inputs
                 self._inputs[: len(inputs)].copy_(inputs, non_blocking=True)
-                self._compute((len(inputs) - _TABLES) // SPAN, head=wanted > 0)
+                view = View(watch, count) if watch else None
+                self._compute((len(inputs) - _TABLES) // SPAN, head=wanted > 0, view=view)
                 part = logits[done : done + wanted]
                 part.copy_(self._logits[:wanted], non_blocking=True)
                 done += wanted
@@ -99,8 +104,28 @@ class TileForward:
             torch.cuda.current_stream(self._device).synchronize()
         return logits
 
-    def _inputs_of(self, batch: Batch) -> Iterator[tuple[NDArray[np.int64], int]]:
-        """Inputs of each tile, and how many of its rows are wanted.
+    @torch.inference_mode()
+    def project(self, hidden: Tensor) -> Tensor:
+        """Logits of rows of the last layer; see :class:`infra.engine.forward.Forward`."""
+        logits = torch.empty(len(hidden), self._logits.shape[1])
+        nothing = torch.zeros(1, TILE, dtype=torch.int64, device=self._device)
+        every = torch.arange(TILE, device=self._device)
+        with threads(1, 0):
+            for rows, part in zip(*(torch.split(t, TILE) for t in (hidden, logits)), strict=True):
+                tile = rows.to(self._device, self._store.k.dtype)
+                tile = nn.functional.pad(tile, (0, 0, 0, TILE - len(rows)))
+                with self._layers.giving(tile):
+                    found = self._model(
+                        input_ids=nothing,
+                        position_ids=nothing,
+                        use_cache=False,
+                        logits_to_keep=every,
+                    ).logits
+                part.copy_(found[0, : len(rows)])
+        return logits
+
+    def _inputs_of(self, batch: Batch) -> Iterator[tuple[NDArray[np.int64], int, int]]:
+        """Inputs of each tile, how many rows it has, and how many of them are wanted.
 
         Rows that fill up a tile are token 0 of a text in block 0. The number of spans is a power of
         two, or all that the context has: there are few graphs.
@@ -119,24 +144,26 @@ class TileForward:
             values[_WANTED, : len(wanted)] = wanted
             for column, table in enumerate(tables[part]):
                 values[_TABLES:, column][: len(table[:blocks])] = table[:blocks]
-            yield values, len(wanted)
+            yield values, len(rows), len(wanted)
 
-    def _compute(self, spans: int, *, head: bool) -> None:
+    def _compute(self, spans: int, *, head: bool, view: View | None) -> None:
         """Compute the tile that the inputs describe: K/V into the store, logits of wanted rows.
 
-        A tile that nobody wants logits of goes without the head.
+        A tile that nobody wants logits of goes without the head; one that somebody looks at cannot
+        be replayed.
         """
-        if self._graphs is None:
-            self._tile(spans, head)
+        if self._graphs is None or view:
+            with self._layers.seen_by(view):
+                self._tile(spans, head, view)
         else:
             self._graphs.run((spans, head), lambda: self._tile(spans, head))
 
-    def _tile(self, spans: int, head: bool) -> None:
+    def _tile(self, spans: int, head: bool, view: View | None = None) -> None:
         inputs = {
             "input_ids": self._inputs[_TOKENS][None],
             "position_ids": self._inputs[_POSITIONS][None],
             "use_cache": False,
-            "tile": Tile(self._store, self._inputs, spans),
+            "tile": Tile(self._store, self._inputs, spans, view),
         }
         if head:
             logits = self._model(**inputs, logits_to_keep=self._inputs[_WANTED]).logits
@@ -184,11 +211,15 @@ class _Graphs:
 class Tile:
     """What attention needs to know of a tile: its ``inputs``, and how many ``spans`` it attends to.
 
-    ``tables`` are the spans' blocks, ``(spans, TILE, SPAN)``.
+    ``tables`` are the spans' blocks, ``(spans, TILE, SPAN)``. ``view`` is there if
+    somebody looks on.
     """
 
-    def __init__(self, store: KVStore, inputs: Tensor, spans: int) -> None:
+    def __init__(
+        self, store: KVStore, inputs: Tensor, spans: int, view: View | None = None
+    ) -> None:
         self.store = store
+        self.view = view
         self.inputs = inputs
         tables = inputs[_TABLES : _TABLES + spans * SPAN]
         self.tables = tables.view(spans, SPAN, TILE).transpose(1, 2)
@@ -229,11 +260,15 @@ def attend(
     heads, dim = key.shape[1], key.shape[3]
     blocks, offsets = tile.inputs[_BLOCKS], tile.inputs[_POSITIONS] % BLOCK_TOKENS
     tile.store.write(layer, blocks, offsets, key[0].transpose(0, 1), value[0].transpose(0, 1))
+    scaling = dim**-0.5 if scaling is None else scaling
+    if tile.view:
+        weighing = Weighing(scaling, sliding_window or 0, softcap or 0.0)
+        tile.view.show("queries", layer, query[0].transpose(0, 1), weighing)
     head = torch.arange(heads, device=key.device)[:, None]
     places = [(span[:, None], head) for span in tile.tables]  # each (R, K, SPAN) blocks of a head
     q = query[0].transpose(0, 1).reshape(TILE, heads, 1, -1, dim).float()  # (R, K, 1, G, D)
     scores = torch.stack([_scores(q, tile.store.k[layer][place]) for place in places])
-    scores *= dim**-0.5 if scaling is None else scaling  # (S, R, K, G, T)
+    scores *= scaling  # (S, R, K, G, T)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     scores.masked_fill_(tile.hidden(sliding_window), -torch.inf)
@@ -244,8 +279,10 @@ def attend(
         values = tile.store.v[layer][place].float().flatten(0, 1).flatten(1, 2)
         output = torch.baddbmm(output, weight, values)
         total = total + weight.sum(-1, keepdim=True)
-    output = (output / total)[..., :dim].reshape(1, TILE, -1, dim)
-    return output.to(query.dtype), None
+    output = (output / total)[..., :dim].reshape(1, TILE, -1, dim).to(query.dtype)
+    if tile.view:
+        tile.view.show("heads", layer, output[0])
+    return output, None
 
 
 def _scores(q: Tensor, keys: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
 """Runs a program over the slices of a pass, with the K/V of one store."""
 
+from collections.abc import Collection
 from collections.abc import Sequence as Seq
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -8,45 +10,41 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from domain.errors import InvalidInput, invalid
 from infra.engine.blocks import BLOCK_TOKENS
-from infra.engine.forward import Batch
+from infra.engine.forward import Batch, Site, Watch
 from infra.engine.kv_store import KVStore
 from infra.engine.memory import zeros
 from infra.engine.scheduler import Slice
 from infra.engine.strict import attention, linear, machine
+from infra.engine.strict.binding import Binding
 from infra.engine.strict.machine import Team
-from infra.engine.strict.program import WORDS, Code, Domain, Operand, Operation, Program
+from infra.engine.strict.program import Program
 
 _LINE: Final = 64
 """Bytes of a cache line."""
 
 
 class Execution:
-    """A program bound to a store: where its slots and blocks are."""
+    """A program bound to a store, and the threads that run it."""
 
     def __init__(self, program: Program, store: KVStore, context: int, threads: int) -> None:
         self._program = program
         self._store = store
         self._context = -(-context // BLOCK_TOKENS) * BLOCK_TOKENS
         self._team = Team(threads)
-        self._rows = [0, 0]
-        segments = program.segments()
-        self._segments = np.array(segments, np.int64)
+        self._plain = Binding(program, store, self._context)
         self._reals = np.zeros((len(program.operations), 4))
         for place, operation in zip(self._reals, program.operations, strict=True):
             place[: len(operation.real)] = operation.real
-        self._attends = any(o.code == Code.ATTEND for o in program.operations)
         geometry = store.geometry
-        self._group = geometry.query_heads // geometry.kv_heads
-        self._tile_rows = max(1, attention.TILE_ROWS // self._group)
+        group = geometry.query_heads // geometry.kv_heads
+        self._tile_rows = max(1, attention.TILE_ROWS // group)
         floats = max(
             program.local,
             linear.scratch_floats(),
             attention.scratch_floats(
-                self._tile_rows * self._group,
-                geometry.head_dim,
-                geometry.value_dim,
-                self._context,
+                self._tile_rows * group, geometry.head_dim, geometry.value_dim, self._context
             ),
         )
         stride = -(-floats * 4 // _LINE) * _LINE
@@ -56,19 +54,24 @@ class Execution:
         words[machine._COUNTERS] = self._counters.ctypes.data
         words[machine._SCRATCH] = self._scratch.data_ptr()
         words[machine._SCRATCH_BYTES] = stride
-        words[machine._SEGMENTS] = self._segments.ctypes.data
-        words[machine._SEGMENT_COUNT] = len(segments)
         words[machine._REALS] = self._reals.ctypes.data
 
-    def run(self, batch: Batch) -> Tensor:
-        """Logits of the wanted rows; see :class:`infra.engine.forward.Forward`."""
+    @property
+    def sites(self) -> Collection[Site]:
+        """What can be seen of a pass."""
+        return self._program.watched.sites if self._program.watched is not None else ()
+
+    def run(self, batch: Batch, watch: Watch | None = None) -> Tensor:
+        """Logits of the wanted rows; see :class:`infra.engine.forward.Forward`.
+
+        Raises:
+            InvalidInput: the watch is to see what the model does not show.
+        """
         if not batch.tokens:
             return torch.empty(0, 0)
-        self._reserve(len(batch.tokens), len(batch.wanted))
-        width = self._program.widths[self._program.logits]
-        logits = torch.empty(len(batch.wanted), width)
-        for row, column, offset in self._results:
-            self._words[row, column] = logits.data_ptr() + offset
+        bound = self._plain if watch is None else self._showing(watch.sites)
+        wanted = np.array(batch.wanted, np.int64)
+        logits = self._begin(bound, len(batch.tokens), wanted)
         tables, starts = _tables(batch.slices)
         tokens = np.array(batch.tokens, np.int64)
         if tokens.min() < 0 or tokens.max() >= self._program.vocabulary:
@@ -76,7 +79,6 @@ class Execution:
         arrays = {
             machine._TOKENS: tokens,
             machine._POSITIONS: np.array(batch.positions, np.int64),
-            machine._WANTED: np.array(batch.wanted, np.int64),
             machine._BLOCKS: np.array(batch.blocks, np.int64),
             machine._TABLES: tables,
             machine._STARTS: starts,
@@ -85,72 +87,67 @@ class Execution:
         words = self._team.words
         for word, array in arrays.items():
             words[word] = array.ctypes.data
-        words[machine._ROWS] = len(batch.tokens)
-        words[machine._WANTED_ROWS] = len(batch.wanted)
         words[machine._TILE_COUNT] = len(tiles)
-        self._counters.fill(0)
-        self._team.run()
+        done = 0
+        if watch is not None:
+            for site, place in bound.program.sites.items():
+                if site in watch.sites:
+                    self._compute(bound, done, bound.stop(site))
+                    done = bound.stop(site)
+                    watch.see(site, bound.rows(site, len(tokens)), place.weighing)
+        self._compute(bound, done, bound.end)
         return logits[:, : self._program.vocabulary]
 
-    def _reserve(self, rows: int, wanted: int) -> None:
-        """Slots for so many rows; those there are stay if they are enough."""
-        if rows <= self._rows[Domain.ROWS] and wanted <= self._rows[Domain.WANTED]:
+    def project(self, hidden: Tensor) -> Tensor:
+        """Logits of rows of the last layer; see :class:`infra.engine.forward.Forward`.
+
+        Raises:
+            InvalidInput: in this model they do not depend on those alone.
+        """
+        if not len(hidden):
+            return torch.empty(0, self._program.vocabulary)
+        site = Site("residual", self._store.geometry.layers)
+        bound = self._showing([site])
+        if not bound.program.follows_from(site):
+            raise _not_shown(site)
+        wanted = np.arange(len(hidden))
+        logits = self._begin(bound, len(hidden), wanted)
+        bound.rows(site, len(hidden)).copy_(hidden)
+        self._compute(bound, bound.stop(site), bound.end)
+        return logits[:, : self._program.vocabulary]
+
+    @cached_property
+    def _watched(self) -> Binding:
+        """What is run in place of the program while somebody looks on."""
+        return Binding(self._program.watched or self._program, self._store, self._context)
+
+    def _showing(self, sites: Collection[Site]) -> Binding:
+        for site in sites:
+            if site not in self.sites:
+                raise _not_shown(site)
+        return self._watched
+
+    def _begin(self, bound: Binding, rows: int, wanted: NDArray[np.int64]) -> Tensor:
+        """Make room for so many rows; where the logits of those wanted will be."""
+        bound.reserve(rows, len(wanted))
+        logits = torch.empty(len(wanted), bound.program.widths[bound.program.logits])
+        bound.write_to(logits)
+        words = self._team.words
+        words[machine._OPERATIONS] = bound.operations
+        words[machine._ROWS] = rows
+        words[machine._WANTED_ROWS] = len(wanted)
+        words[machine._WANTED] = wanted.ctypes.data
+        self._counters.fill(0)
+        return logits
+
+    def _compute(self, bound: Binding, start: int, stop: int) -> None:
+        """Run the segments from ``start`` to ``stop``."""
+        if start == stop:
             return
-        self._rows = [
-            need if need > have else have
-            for need, have in zip((rows, wanted), self._rows, strict=True)
-        ]
-        program = self._program
-        sizes = [
-            width * self._rows[domain]
-            for width, domain in zip(program.widths, program.domains, strict=True)
-        ]
-        sizes[program.logits] = 1  # each pass has its own
-        self._slots = [zeros((max(1, size),), torch.float32) for size in sizes]
-        addresses = np.array([slot.data_ptr() for slot in self._slots], np.int64)
-        self._words = np.zeros((len(self._program.operations), WORDS), np.int64)
-        self._results: list[tuple[int, int, int]] = []
-        for row, operation in enumerate(self._program.operations):
-            self._bind(row, operation, addresses)
-        self._team.words[machine._OPERATIONS] = self._words.ctypes.data
-
-    def _bind(self, row: int, operation: Operation, addresses: NDArray[np.int64]) -> None:
-        words = self._words[row]
-        words[:4] = operation.code, operation.domain, operation.outer, operation.inner
-        operands: tuple[Operand, ...] = (operation.out, *operation.inputs)
-        for column, operand in zip((5, 10, 15), operands, strict=False):
-            words[column : column + 5] = operand.words(addresses, self._program.widths)
-            if operand.slot == self._program.logits:
-                self._results.append((row, column + 1, 4 * operand.address))
-        extra = operation.extra
-        if operation.code in (Code.STORE, Code.ATTEND):
-            extra = self._kv(operation)
-        words[20 : 20 + len(extra)] = extra
-
-    def _kv(self, operation: Operation) -> tuple[int, ...]:
-        """Where a layer's blocks are, and their shape."""
-        layer, window = operation.extra
-        geometry, store = self._store.geometry, self._store
-        size = store.k.element_size()
-        place = (
-            store.k[layer].data_ptr(),
-            store.v[layer].data_ptr(),
-            store.k.stride(1) * size,
-            store.v.stride(1) * size,
-            geometry.kv_heads,
-        )
-        half = int(store.k.dtype == torch.bfloat16)
-        if operation.code == Code.STORE:
-            return (*place, geometry.head_dim, geometry.value_dim, half)
-        return (
-            *place,
-            self._group,
-            geometry.head_dim,
-            geometry.value_dim,
-            half,
-            window,
-            self._context,
-        )
+        words = self._team.words
+        words[machine._SEGMENTS] = bound.segment(start)
+        words[machine._SEGMENT_COUNT] = stop - start
+        self._team.run()
 
     def _tiles(self, slices: Seq[Slice]) -> list[tuple[int, int, int]]:
         """First row, rows and shared blocks of each tile."""
@@ -192,3 +189,7 @@ def _tables(slices: Seq[Slice]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     begins = np.cumsum([0, *sizes[:-1]])
     tables = np.array([block for piece in slices for block in piece.sequence.table], np.int64)
     return tables, np.repeat(begins, [piece.count for piece in slices]).astype(np.int64)
+
+
+def _not_shown(site: Site) -> InvalidInput:
+    return invalid("kind", f"its {site.kind} ({site.index}) cannot be given truly for this model")

@@ -12,6 +12,7 @@
 import math
 import operator
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from infra.engine.forward import Shape, Unsupported
+from infra.engine.forward import Shape, Site, Unsupported, Weighing
 from infra.engine.kv_store import Geometry
 from infra.engine.memory import zeros
 from infra.engine.strict import linear
@@ -35,8 +36,9 @@ from infra.engine.strict.program import (
     Program,
     share_memory,
 )
+from infra.engine.strict.sites import Sites
 from infra.engine.strict.tracing import trace
-from infra.engine.strict.values import Input, Rows, Table, two_loops, viewable
+from infra.engine.strict.values import Input, Rows, Table, row_axis, two_loops, viewable
 
 _Value = Any
 
@@ -51,7 +53,10 @@ def lower(model: Any, shape: Shape) -> Program:
     with torch.no_grad():
         program = _Lowering(exported, shape.geometry, shape.context).run()
     program.vocabulary = shape.vocabulary
-    share_memory(program)
+    program.watched = replace(program)
+    program.sites = {}
+    for each in (program, program.watched):
+        share_memory(each)
     return program
 
 
@@ -62,7 +67,7 @@ class _Lowering:
         self._context = context
         self._program = Program()
         self._values: dict[Node, _Value] = {}
-        self._layers = 0
+        self._sites = Sites()
 
     def run(self) -> Program:
         graph = self._exported.graph
@@ -77,6 +82,7 @@ class _Lowering:
                 self._values[node] = self._lower(node)
             else:
                 raise Unsupported(f"a graph node of kind {node.op}")
+        self._program.sites = self._sites.places()
         return self._program
 
     def _inputs(self) -> dict[str, _Value]:
@@ -144,18 +150,10 @@ class _Lowering:
         if not any(isinstance(self._values[n], Table) for n in node.all_input_nodes):
             return result
         if isinstance(result, Tensor):
-            return Table(result, self._axis(node.meta["val"]))
+            return Table(result, row_axis(node.meta["val"]))
         return [
-            Table(part, self._axis(val)) for part, val in zip(result, node.meta["val"], strict=True)
+            Table(part, row_axis(val)) for part, val in zip(result, node.meta["val"], strict=True)
         ]
-
-    @staticmethod
-    def _axis(example: Tensor) -> int:
-        """The one dimension that counts rows."""
-        axes = [axis for axis, size in enumerate(example.shape) if not isinstance(size, int)]
-        if len(axes) != 1 or not str(example.shape[axes[0]]).isidentifier():
-            raise Unsupported(f"a tensor of shape {tuple(example.shape)}")
-        return axes[0]
 
     def _reshape(self, node: Node) -> _Value:
         """Say anew where a value lies; its floats stay."""
@@ -171,7 +169,7 @@ class _Lowering:
 
         examples = node.meta["val"]
         for example in examples if isinstance(examples, list | tuple) else [examples]:
-            self._axis(example)
+            row_axis(example)
         arguments: Any
         arguments, options = torch.fx.map_arg((node.args, node.kwargs), single)
         target: Any = node.target
@@ -288,9 +286,6 @@ class _Lowering:
             raise Unsupported(f"a power of {exponent}")
         return self._unary(POWERS[exponent], value)
 
-    def _lower_square(self, node: Node, _: str) -> _Value:
-        return self._unary(Code.SQUARE, self._value(node.args[0]))
-
     def _lower_gelu(self, node: Node, _: str) -> _Value:
         tanh = node.kwargs.get("approximate", "none") == "tanh"
         return self._unary(Code.GELU_TANH if tanh else Code.GELU, self._value(node.args[0]))
@@ -372,7 +367,7 @@ class _Lowering:
 
     def _lower_attend(self, node: Node, _: str) -> _Value:
         query, key, value = (self._near(self._value(argument)) for argument in node.args[:3])
-        layer, scaling, window, cap = node.args[3:]
+        layer, scaling, window, cap = (self._value(argument) for argument in node.args[3:])
         heads, dim = query.shape.shape[1], query.shape.shape[3]
         expected = (self._geometry.query_heads, self._geometry.head_dim)
         if (heads, dim) != expected or value.shape.shape != key.shape.shape:
@@ -385,9 +380,18 @@ class _Lowering:
         self._emit(Code.STORE, Domain.ROWS, 1, dim, NOWHERE, tuple(places[1:]), extra)
         result = self._new((1, 1, heads, dim), Domain.ROWS)
         out = Operand(Mode.ROW, 0, 0, dim, 1, result.slot)
-        real = (float(scaling), float(cap))  # type: ignore[arg-type]
+        weighing = Weighing(float(scaling), window, float(cap))
+        real = (weighing.scaling, weighing.softcap)
+        before = len(self._program.operations)
+        self._sites.note(Site("queries", layer), query, (1, 3), before, weighing)
         self._emit(Code.ATTEND, Domain.ROWS, heads, dim, out, (places[0],), extra, real)
+        self._sites.note(Site("heads", layer), result, (2, 3), before + 1)
         return result
+
+    def _lower_see(self, node: Node, _: str) -> _Value:
+        rows, kind, index = (self._value(argument) for argument in node.args)
+        self._sites.note(Site(kind, index), rows, (1,), len(self._program.operations))
+        return None
 
     def _near(self, value: Rows) -> Rows:
         """The value with each head's floats one after the other."""

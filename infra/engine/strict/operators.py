@@ -21,6 +21,7 @@ FUNCTIONS: Final = {
     "silu": Code.SILU,
     "rsqrt": Code.RSQRT,
     "exp": Code.EXP,
+    "square": Code.SQUARE,
 }
 """Functions of one float."""
 

@@ -12,6 +12,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from infra.engine.forward import Site, Weighing
+
 WORDS: Final = 32
 """64-bit integers of one operation."""
 
@@ -114,12 +116,28 @@ class Operation:
         return self.code < Code.LINEAR
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where the rows of a site are, each of ``shape``, when a pass comes to ``before``.
+
+    ``before`` is the index of the operation that is next.
+    """
+
+    before: int
+    operand: Operand
+    shape: tuple[int, ...]
+    weighing: Weighing | None = None
+
+
 @dataclass
 class Program:
     """Operations in order, and the width of each slot in floats.
 
     ``logits`` is the slot of the result, ``local`` the floats of a thread's own memory, ``alive``
     what the addresses in the program point to.
+
+    ``sites`` are met in their order; at each of them all threads wait and the rows are in a slot.
+    A program without any spares that, and computes the same bits; ``watched`` is the one with.
     """
 
     operations: list[Operation] = field(default_factory=list)
@@ -129,6 +147,8 @@ class Program:
     vocabulary: int = 0
     local: int = 0
     alive: list[object] = field(default_factory=list)
+    sites: dict[Site, Place] = field(default_factory=dict)
+    watched: "Program | None" = None
 
     def slot(self, width: int, domain: Domain) -> int:
         """A new slot."""
@@ -136,16 +156,30 @@ class Program:
         self.domains.append(domain)
         return len(self.widths) - 1
 
+    def follows_from(self, site: Site) -> bool:
+        """Whether what comes after a site depends on its rows alone."""
+        place = self.sites[site]
+        known = {None, place.operand.slot}
+        for operation in self.operations[place.before :]:
+            if operation.code in (Code.EMBED, Code.STORE, Code.ATTEND) or any(
+                operand.mode == Mode.POSITION or operand.slot not in known
+                for operand in operation.inputs
+            ):
+                return False
+            known.add(operation.out.slot)
+        return True
+
     def segments(self) -> list[tuple[int, int]]:
         """Ranges of operations between which all threads wait for each other.
 
         Operations by rows of one domain follow each other without waiting: a thread keeps its
-        rows. Products that do not need each other run together.
+        rows. Products that do not need each other run together. None goes on past a site.
         """
         found: list[tuple[int, int]] = []
         start = 0
+        cuts = {len(self.operations), *(place.before for place in self.sites.values())}
         for index in range(1, len(self.operations) + 1):
-            if index == len(self.operations) or not self._together(start, index):
+            if index in cuts or not self._together(start, index):
                 found.append((start, index))
                 start = index
         return found
@@ -189,6 +223,10 @@ def share_memory(program: Program) -> None:
             kind = (program.widths[slot], program.domains[slot], slot == program.logits)
             homes[slot] = Operand(Mode.ROW, 0, 0, 0, 0, slots.take(kind, segment, until))
     program.operations = [_moved(operation, homes) for operation in program.operations]
+    program.sites = {
+        site: replace(place, operand=_at_home(place.operand, homes))
+        for site, place in program.sites.items()
+    }
     program.logits = homes[program.logits].slot or 0
     program.widths = [width for width, _, _ in slots.kinds]
     program.domains = [domain for _, domain, _ in slots.kinds]
@@ -196,13 +234,17 @@ def share_memory(program: Program) -> None:
 
 
 def _spans(program: Program) -> dict[int, tuple[int, int]]:
-    """The first and the last operation that touches each slot."""
+    """The first and the last operation that touches each slot, or looks at it before it runs."""
     spans: dict[int, tuple[int, int]] = {}
     for index, operation in enumerate(program.operations):
         for operand in (operation.out, *operation.inputs):
             if operand.slot is not None:
                 first, _ = spans.get(operand.slot, (index, index))
                 spans[operand.slot] = (first, index)
+    for place in program.sites.values():
+        if place.operand.slot is not None:
+            first, last = spans[place.operand.slot]
+            spans[place.operand.slot] = (first, max(last, place.before))
     return spans
 
 
@@ -224,19 +266,20 @@ class _Slots:
 
 
 def _moved(operation: Operation, homes: dict[int, Operand]) -> Operation:
-    def moved(operand: Operand) -> Operand:
-        if operand.slot is None:
-            return operand
-        home = homes[operand.slot]
-        return replace(
-            operand,
-            mode=Mode.LOCAL if home.mode == Mode.LOCAL else operand.mode,
-            address=operand.address + home.address,
-            slot=home.slot,
-        )
-
     return replace(
         operation,
-        out=moved(operation.out),
-        inputs=tuple(moved(operand) for operand in operation.inputs),
+        out=_at_home(operation.out, homes),
+        inputs=tuple(_at_home(operand, homes) for operand in operation.inputs),
+    )
+
+
+def _at_home(operand: Operand, homes: dict[int, Operand]) -> Operand:
+    if operand.slot is None:
+        return operand
+    home = homes[operand.slot]
+    return replace(
+        operand,
+        mode=Mode.LOCAL if home.mode == Mode.LOCAL else operand.mode,
+        address=operand.address + home.address,
+        slot=home.slot,
     )

@@ -1,5 +1,8 @@
 """What a transformers model does to its tokens, written down by ``torch.export``."""
 
+import sys
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Final
 
 import torch
@@ -7,8 +10,9 @@ import transformers
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from infra.engine.forward import Unsupported
+from infra.engine.forward import Site, Unsupported, Weighing
 from infra.engine.strict.exact import rotary_buffers
+from infra.engine.watching import Layers, View
 
 TRACED: Final = "cacher-traced"
 """The attention that transformers calls while a model is traced."""
@@ -27,6 +31,38 @@ def _(
     query: Tensor, key: Tensor, value: Tensor, layer: int, scaling: float, window: int, cap: float
 ) -> Tensor:
     return query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[3])
+
+
+@torch.library.custom_op("cacher::see", mutates_args=("rows",))
+def _see(rows: Tensor, kind: str, index: int) -> None:
+    """Stands for a watch that sees rows in a traced graph, and may write to them; never run."""
+    raise NotImplementedError
+
+
+@_see.register_fake
+def _(rows: Tensor, kind: str, index: int) -> None:
+    return None
+
+
+class _Marks:
+    """A watch that has the sites of hidden states written down in the graph."""
+
+    def __init__(self, layers: int) -> None:
+        residual = (Site("residual", place) for place in range(layers + 1))
+        self.sites: Collection[Site] = {*residual, Site("normalised", 0)}
+
+    def see(self, site: Site, rows: Tensor, weighing: Weighing | None) -> None:
+        torch.ops.cacher.see(rows, site.kind, site.index)
+
+
+@contextmanager
+def _marked(model: Any) -> Iterator[None]:
+    """Within it, a pass of the model shows its hidden states, if its layers can be told."""
+    view = View(_Marks(model.config.num_hidden_layers), sys.maxsize)
+    with ExitStack() as hooks:
+        with suppress(Unsupported, RuntimeError, TypeError, AttributeError, IndexError):
+            hooks.enter_context(Layers(model).seen_by(view))
+        yield
 
 
 def _traced(
@@ -77,7 +113,7 @@ def trace(model: Any, context: int) -> ExportedProgram:
     example = torch.arange(min(16, context))
     traced = _Traced(model)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _marked(model):
             exported = torch.export.export(
                 traced,
                 (torch.zeros_like(example)[None], example[None], example[:8]),

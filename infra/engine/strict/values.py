@@ -33,6 +33,18 @@ class Input:
     name: str
 
 
+def row_axis(example: Tensor) -> int:
+    """The one dimension of a traced tensor that counts rows.
+
+    Raises:
+        Unsupported: there is none, or more than one.
+    """
+    axes = [axis for axis, size in enumerate(example.shape) if not isinstance(size, int)]
+    if len(axes) != 1 or not str(example.shape[axes[0]]).isidentifier():
+        raise Unsupported(f"a tensor of shape {tuple(example.shape)}")
+    return axes[0]
+
+
 def viewable(tensor: Tensor, shape: Sequence[int]) -> bool:
     """Whether a tensor can be given this shape without moving a float."""
     try:

@@ -27,6 +27,7 @@ from infra.engine.kv_store import Geometry, KVStore
 from infra.engine.scheduler import Sequence, Slice
 from infra.engine.strategies import cuda
 from infra.engine.strategies.cuda import SPAN, TILE, TileForward
+from infra.engine.watching import View
 from tests.infra.engine import small_models
 from tests.infra.engine.bench import Bench, random_cuts, text
 from tests.infra.engine.small_models import CONTEXT
@@ -67,9 +68,9 @@ def tiles(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
     seen: list[tuple[int, bool]] = []
     compute = TileForward._compute
 
-    def watched(self: TileForward, spans: int, *, head: bool) -> None:
+    def watched(self: TileForward, spans: int, *, head: bool, view: View | None) -> None:
         seen.append((spans, head))
-        compute(self, spans, head=head)
+        compute(self, spans, head=head, view=view)
 
     monkeypatch.setattr(TileForward, "_compute", watched)
     return seen

@@ -279,7 +279,7 @@ def test_an_error_comes_after_the_steps_before_it(
         bench.runner.add(job)
         for _ in range(3):
             bench.runner.step()
-        monkeypatch.setattr(bench.runner.executor, "run", lambda slices: 1 // 0)
+        monkeypatch.setattr(bench.runner.executor, "run", lambda *_: 1 // 0)
         bench.runner.step()
     *steps, error = delivered
     assert len(steps) == 3

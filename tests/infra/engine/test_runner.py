@@ -168,7 +168,7 @@ def test_a_pass_that_fails_ends_a_job_once_however_many_of_its_forks_were_in_it(
     bench.runner.step()
     assert len(bench.runner.scheduler._running) == 9
     with monkeypatch.context() as patched:
-        patched.setattr(bench.runner.executor, "run", lambda slices: 1 // 0)
+        patched.setattr(bench.runner.executor, "run", lambda *_: 1 // 0)
         bench.runner.step()
     assert [type(error) for error in tree.errors] == [ZeroDivisionError]
     assert nothing_is_held(bench)

@@ -66,12 +66,16 @@ def value(text: Sequence, position: int) -> object:
 
 
 class Asked(NamedTuple):
-    """A generation or a search, or with ``first_wanted`` the scoring of a text."""
+    """A generation or a search, or with ``first_wanted`` the scoring of a text.
+
+    With ``first_seen`` a text is looked at, whether any of its logits are wanted or not.
+    """
 
     number: int
     count: int
     growth: int
     first_wanted: int | None
+    first_seen: int | None
     private: bool
     width: int
     search: bool
@@ -79,10 +83,12 @@ class Asked(NamedTuple):
     def sequence(self) -> Sequence:
         limit = self.count + self.growth
         text = sequence(self.number, self.count, limit, private=self.private, width=self.width)
-        if self.first_wanted is None:
-            return text
-        wanted = min(self.first_wanted, self.count - 1)
-        return Sequence(text.tokens, limit, wanted, text.root, self.width)
+        if self.first_wanted is not None:
+            text.first_wanted = min(self.first_wanted, self.count - 1)
+        elif self.first_seen is not None:
+            text.first_wanted = self.count
+        seen = None if self.first_seen is None else min(self.first_seen, self.count - 1)
+        return Sequence(text.tokens, limit, text.first_wanted, text.root, self.width, seen)
 
 
 TEXTS = st.builds(
@@ -91,6 +97,7 @@ TEXTS = st.builds(
     count=st.integers(1, 100),
     growth=st.integers(0, 60),
     first_wanted=st.integers(0, 99) | st.none(),
+    first_seen=st.integers(0, 99) | st.none(),
     private=st.booleans(),
     width=st.integers(1, 4),
     search=st.booleans(),
@@ -255,7 +262,7 @@ class Scheduling(RuleBasedStateMachine):
             index, offset = divmod(position, BLOCK_TOKENS)
             block = text.table[index]
             if index < len(text.keys):
-                assert position >= text.first_wanted
+                assert position >= text.first_needed
                 assert self.memory.device[block, offset] == value(text, position)
             else:
                 assert users[block] == 1
@@ -372,7 +379,7 @@ class Scheduling(RuleBasedStateMachine):
     @invariant()
     def every_text_sees_its_own_values(self) -> None:
         for text in self.alive:
-            assert 0 <= text.reused <= max(text.first_wanted, self.forked_at.get(text, 0))
+            assert 0 <= text.reused <= max(text.first_needed, self.forked_at.get(text, 0))
             assert text.reused + self.own[text] == text.computed
             for position in range(text.computed):
                 slot = text.table[position // BLOCK_TOKENS], position % BLOCK_TOKENS
@@ -604,6 +611,23 @@ def test_every_row_that_is_wanted_is_computed() -> None:
         (piece,) = run(running)
         assert piece.wanted == range(first_wanted, 96)
         assert piece.start == first_wanted  # the rest is found, but for the first text
+        running.remove(text)
+        assert (pool.held, pool.cached) == (0, 3)
+
+
+@pytest.mark.parametrize("first_seen", [0, 1, 31, 32, 33, 64, 95])
+def test_every_row_that_is_looked_at_is_computed_and_the_rest_found(first_seen: int) -> None:
+    pool = BlockPool(16)
+    running = scheduler(pool)
+    for first_wanted in (95, 96):  # the logits after the last token, or none
+        running.add(text := Sequence(stream(1, 96), 96, 0, ROOT))
+        run(running)
+        running.remove(text)
+        running.add(text := Sequence(stream(1, 96), 96, first_wanted, ROOT, 1, first_seen))
+        (piece,) = run(running)
+        assert (piece.start, piece.count) == (first_seen, 96 - first_seen)
+        assert piece.wanted == range(first_wanted, 96)
+        assert (text.reused, text.remaining) == (first_seen, 0)
         running.remove(text)
         assert (pool.held, pool.cached) == (0, 3)
 

@@ -18,7 +18,7 @@ from domain.work import Redraw, Reference, RowKind, Scored, ScoreRequest, Step
 from infra.engine import sampler
 from infra.engine.blocks import Copy, Move, blocks_for
 from infra.engine.constraints import Constraints
-from infra.engine.forward import Prepared
+from infra.engine.forward import Prepared, Watch
 from infra.engine.generating import Generation
 from infra.engine.processors import Processors
 from infra.engine.recorder import Recorder
@@ -46,9 +46,9 @@ class Scorer(Bench):
         self.passes: list[list[int]] = []
         run = self.runner.executor.run
 
-        def counted(slices: Sequence[Slice]) -> torch.Tensor:
+        def counted(slices: Sequence[Slice], watch: Watch | None = None) -> torch.Tensor:
             self.passes.append([piece.count for piece in slices])
-            return run(slices)
+            return run(slices, watch)
 
         self.runner.executor.run = counted  # type: ignore[method-assign]
 

@@ -21,7 +21,7 @@ from domain.ids import TokenId
 from domain.work import BeamRequest, BeamsFound
 from infra.engine.engine import Engine
 from infra.engine.executor import Executor
-from infra.engine.forward import Prepared
+from infra.engine.forward import Prepared, Watch
 from infra.engine.language_model import TransformersModel
 from infra.engine.processors import Processors
 from infra.engine.recorder import Recorder
@@ -299,9 +299,9 @@ class Counting(Executor):
 
     computed = 0
 
-    def run(self, slices: Sequence[Slice]) -> torch.Tensor:
+    def run(self, slices: Sequence[Slice], watch: Watch | None = None) -> torch.Tensor:
         self.computed += sum(piece.count for piece in slices)
-        return super().run(slices)
+        return super().run(slices, watch)
 
 
 class Desk:
@@ -394,7 +394,7 @@ async def test_cancelling_a_search_frees_its_memory(tiny: TransformersModel) -> 
 def test_a_search_that_fails_says_so_and_holds_nothing(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(slices: list[Slice]) -> torch.Tensor:
+    def run(slices: list[Slice], _: Watch | None) -> torch.Tensor:
         return torch.full((sum(len(piece.wanted) for piece in slices), 8), torch.nan)
 
     monkeypatch.setattr(desk.executor, "run", run)

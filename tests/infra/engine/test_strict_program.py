@@ -13,12 +13,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from infra.engine.forward import Site
 from infra.engine.strict.program import (
     Code,
     Domain,
     Mode,
     Operand,
     Operation,
+    Place,
     Program,
     share_memory,
 )
@@ -79,15 +81,29 @@ def written(draw: st.DrawFn) -> Program:
             out = emit(code, inner, [part(slot, inner) for slot in chosen[:count]], domain)
             filled[out] = inner
         values.append(out)
+        if domain == Domain.ROWS and draw(st.booleans()):
+            slot = draw(st.sampled_from(values))
+            place = Operand(Mode.ROW, 0, 0, 0, 1, slot)
+            site = Site("residual", len(program.operations))
+            program.sites[site] = Place(len(program.operations), place, (filled[slot],))
     last = values[-1]
     program.logits = emit(Code.COPY, filled[last], [(last, 0)], Domain.WANTED)
     return program
 
 
 def results(program: Program, *, threads: int, backwards: bool) -> list[object]:
-    """The floats of the wanted rows, each named by how it came about."""
+    """The floats of the wanted rows, and of those at sites, each named by how it came about."""
     memory: Memory = {}
+    seen: list[object] = []
+    starts = {start for start, _ in program.segments()}
+    assert all(place.before in starts for place in program.sites.values())
     for start, stop in program.segments():
+        seen += [
+            memory[at]
+            for place in program.sites.values()
+            for row in range(ROWS if place.before == start else 0)
+            for at in places(place.operand, place.shape[0], row, thread=-1)
+        ]
         operations = program.operations[start:stop]
         if operations[0].by_rows:
             rows = WANTED if operations[0].domain == Domain.WANTED else range(ROWS)
@@ -101,7 +117,7 @@ def results(program: Program, *, threads: int, backwards: bool) -> list[object]:
                 for row in range(count):
                     compute(memory, operation, row, thread=0)
     width = program.operations[-1].inner
-    return [
+    return seen + [
         memory[Mode.ROW, program.logits, row, at]
         for row in range(len(WANTED))
         for at in range(width)

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from domain.errors import InvalidInput, ModelUnavailable
+from domain.errors import ModelUnavailable
 from domain.ids import ModelId
 from infra.models.catalogue import Source, source_of
 from infra.models.config_file import is_classifier, read_config
@@ -187,11 +187,11 @@ def test_rope_that_the_family_itself_makes_so_is_refused(copy: Copy, name: str) 
     assert "depends on the length of the batch" in refusal(folder)
 
 
-def test_a_classifier_is_bad_input_not_a_broken_model() -> None:
+def test_a_classifier_is_told_by_its_config_and_loaded_with_its_head() -> None:
     source = source_of("cacher-tiny-sentiment")
-    with pytest.raises(InvalidInput, match="is a classifier; a causal_lm is needed") as caught:
-        load(source, torch.float32)
-    assert caught.value.facts["field"] == "model_id"
+    model = load(source, torch.float32)
+    assert type(model.model).__name__ == "GPT2ForSequenceClassification"
+    assert model.eos_token_ids == frozenset()
     config = read_config(source)
     assert config is not None
     assert is_classifier(config)

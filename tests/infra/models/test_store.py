@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from domain.errors import InvalidInput, ModelNotFound, ModelUnavailable
+from domain.errors import ModelNotFound, ModelUnavailable
 from domain.ids import ModelId
 from domain.models import ModelInfo
 from infra.engine.loading import Loading
@@ -155,15 +155,21 @@ async def test_under_any_hub_name_the_files_of_the_server_stay_out_of_reach(
     assert loaded(store) == set()
 
 
-async def test_a_classifier_is_described_but_not_run(engine: Loading) -> None:
-    store = store_of(engine)
+async def test_a_classifier_is_one_of_the_models_and_has_no_cache(
+    engine: Loading, copy: Copy
+) -> None:
+    store = store_of(engine, copy("a"), max_models=2)
     sentiment = ModelId("cacher-tiny-sentiment")
     config, numerics = await store.describe(sentiment)
+    model = await store.get(sentiment)
     assert config["architectures"] == ["GPT2ForSequenceClassification"]
-    assert numerics is None
-    with pytest.raises(InvalidInput, match="is a classifier"):
-        await store.get(sentiment)
-    assert loaded(store) == set()
+    assert numerics == model.numerics
+    assert (numerics.deterministic, numerics.strategy) == (True, "whole")
+    assert model.model_type == store.info(sentiment).model_type == "sequence_classification"
+    await store.get(A)
+    assert store.counters().keys() == {A}
+    await store.forget()
+    assert loaded(store) == {"a", "cacher-tiny-sentiment"}
 
 
 async def test_a_model_is_described_by_its_own_config_and_what_it_claims(

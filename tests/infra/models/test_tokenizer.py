@@ -12,6 +12,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from domain.errors import InvalidInput, TooLarge
 from domain.ids import TokenId
 from infra.models.tokenizer import Tokenizer, UnsupportedTokenizer
 from tests.infra.engine.small_models import embedded
@@ -226,3 +227,65 @@ def test_the_digest_names_the_whole_tokenizer() -> None:
         wrapped(lowercase).digest,
         wrapped(with_byte_fallback(space="first")).digest,
     } & same == (set())
+
+
+def word_pieces() -> Tokenizer:
+    words = ["[UNK]", "[CLS]", "[SEP]", "the", "dog", "##gy", "[", "]", "sep", "!"]
+    backend = Backend(models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer()
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    backend.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    return lossy(backend, unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]")
+
+
+def unigram() -> Tokenizer:
+    pieces = [("<s>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581the", -1.0), ("\u2581", -2.0)]
+    backend = Backend(models.Unigram([*pieces, ("dog", -1.0), ("s", -2.0)], unk_id=2))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    return lossy(backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+def lossy(backend: Backend, **special: str) -> Tokenizer:
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+    with pytest.raises(UnsupportedTokenizer, match="needed is BPE"):
+        Tokenizer(fast)
+    return Tokenizer(fast, lossy=True)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "text", "expected"),
+    [(word_pieces(), "The  DOGGY dog!", " the doggy dog !"), (unigram(), "the dogs", " the dogs")],
+)
+def test_a_lossy_tokenizer_says_what_its_tokens_say(
+    tokenizer: Tokenizer, text: str, expected: str
+) -> None:
+    tokens = tokenizer.encode(text, beginning=True)
+    assert tokenizer.fragment([], tokens).text == expected
+    assert tokenizer.enclosed(tokenizer.encode(text, beginning=False)) == tokens
+
+
+def test_special_tokens_are_put_around_a_text_once() -> None:
+    opening, closing = word_pieces().opening, word_pieces().closing
+    assert (opening, closing) == ((1,), (2,))
+    whole = (1, 3, 4, 2)
+    for tokens in ((3, 4), (1, 3, 4), (3, 4, 2), whole):
+        assert word_pieces().enclosed(list(map(TokenId, tokens))) == whole
+    assert (tiny().opening, tiny().closing) == ((), ())
+    assert tiny().enclosed([TokenId(5)]) == (5,)
+
+
+def test_what_would_be_read_as_a_special_token_is_refused() -> None:
+    assert unigram().encode("the dog", beginning=True)
+    with pytest.raises(InvalidInput, match="text: names </s>, which this tokenizer cannot read"):
+        unigram().encode("the dog</s>", beginning=True)
+
+
+def test_how_many_tokens_a_text_has_is_told_before_it_is_encoded_where_that_can_be() -> None:
+    with pytest.raises(TooLarge):
+        tiny().check_fits("x" * 10_000, room=3)
+    word_pieces().check_fits(" " * 10_000, room=3)
+    assert len(word_pieces().encode(" " * 10_000, beginning=True)) == 2

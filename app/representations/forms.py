@@ -1,0 +1,140 @@
+"""Choosing the form of an answer before the work is done, and giving it that form after."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator
+from typing import Any, Final
+
+from litestar import Request, Response
+from msgspec import Struct
+
+from app import pictures
+from app.operations.analysis.analyze import Analyzed
+from app.representations import files, nested
+from app.representations.negotiation import Range, best, ranges
+from app.streams import EventStream
+from domain.analysis.parameters import Parameters
+from domain.analysis.result import Result, Tensor
+from domain.errors import NotAcceptable, invalid
+
+JSON: Final = "application/json"
+SAFETENSORS: Final = "application/vnd.safetensors"
+NPY: Final = "application/x-npy"
+
+_WHOLE_BYTES: Final = 1 << 20
+"""A body of more than this is sent as it is made."""
+
+_PART_BYTES: Final = 1 << 18
+
+
+class Wanted(Struct, frozen=True):
+    """The form that a client wants the answer to a question in; ``tensor`` is the one to send."""
+
+    question: Parameters
+    accepted: tuple[Range, ...]
+    tensor: str | None
+
+    def form(self, tensors: bool = True) -> str:
+        """The media type to answer with, where there are tensors or none.
+
+        Raises:
+            NotAcceptable: names those that there are.
+        """
+        offered = [JSON, *([SAFETENSORS, NPY] if tensors else []), *pictures.offered(self.question)]
+        found = best(self.accepted, offered)
+        if found is None:
+            lacking = pictures.lacking(self.question) and best(self.accepted, pictures.MEDIA_TYPES)
+            raise NotAcceptable(offered, f"; {pictures.REMEDY}" if lacking else "")
+        return found
+
+    def check(self, result: Result) -> None:
+        """Refuse what cannot be given in the form wanted.
+
+        Raises:
+            NotAcceptable, InvalidInput, ResultTooLarge: it cannot; says what can.
+        """
+        form = self.form(bool(result.tensors))
+        if form == JSON:
+            nested.check(result)
+        elif form == NPY:
+            self.chosen(result)
+        elif form in pictures.MEDIA_TYPES:
+            pictures.check(self.question, result)
+
+    def chosen(self, result: Result) -> Tensor:
+        """The one tensor to send.
+
+        Raises:
+            InvalidInput: there is none of this name, or there are several to choose from.
+        """
+        named = {tensor.name: tensor for tensor in result.tensors}
+        if self.tensor is None and len(named) == 1:
+            return result.tensors[0]
+        if self.tensor not in named:
+            raise invalid("tensor", f"must be one of {', '.join(named)}: a .npy file holds one")
+        return named[self.tensor]
+
+
+def wanted(request: Request[Any, Any, Any], question: Parameters) -> Wanted:
+    """The form that a request asks for.
+
+    Raises:
+        NotAcceptable: it cannot be had, whatever is found.
+    """
+    accept = ", ".join(request.headers.getall("accept", []))
+    asked = Wanted(question, ranges(accept), request.query_params.get("tensor"))
+    asked.form()
+    return asked
+
+
+async def represent(wanted: Wanted, found: Analyzed, headers: dict[str, str]) -> Response[Any]:
+    """The answer to a question, in the form that the client asks for.
+
+    It is encoded off the event loop; a large one is sent piece by piece.
+    """
+    form = wanted.form(bool(found.result.tensors))
+    headers = headers | {"Vary": "Accept"}
+    size: int | None = None
+    match form:
+        case "application/x-npy":
+            tensor = wanted.chosen(found.result)
+            headers["X-Tensor"] = files.npy_note(tensor)
+            size, parts = files.npy(tensor)
+        case "application/vnd.safetensors":
+            size, parts = files.safetensors(found)
+        case "application/json":
+            parts = nested.parts(found)
+        case _:
+            drawn = await pictures.draw(found, form)
+            return Response(drawn, media_type=form, headers=headers)
+    parts = _joined(parts)
+    begin = await asyncio.to_thread(_taken, parts, _WHOLE_BYTES)
+    if len(begin) < _WHOLE_BYTES:
+        return Response(begin, media_type=form, headers=headers)
+    if size is not None:
+        headers["Content-Length"] = str(size)
+    return EventStream(_sent(begin, parts), media_type=form, headers=headers)
+
+
+def _joined(parts: Iterator[bytes]) -> Iterator[bytes]:
+    """The same bytes in parts of ``_PART_BYTES`` or more, the last one excepted."""
+    held = bytearray()
+    for part in parts:
+        held += part
+        if len(held) >= _PART_BYTES:
+            yield bytes(held)
+            held.clear()
+    yield bytes(held)
+
+
+def _taken(parts: Iterator[bytes], size: int) -> bytes:
+    """The first parts, ``size`` bytes or more; all of them if that is less."""
+    held = bytearray()
+    while len(held) < size and (part := next(parts, None)) is not None:
+        held += part
+    return bytes(held)
+
+
+async def _sent(begin: bytes, parts: Iterator[bytes]) -> AsyncGenerator[bytes, None]:
+    yield begin
+    while (part := await asyncio.to_thread(next, parts, None)) is not None:
+        yield part

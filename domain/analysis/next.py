@@ -1,0 +1,43 @@
+"""What could come after a text: the distribution of the next token."""
+
+from msgspec import UNSET, Struct, UnsetType
+
+from domain.ids import TokenId
+
+
+class Candidate(Struct, frozen=True, kw_only=True):
+    """A token that could come next.
+
+    ``text`` is what it would add, ``bytes`` are there where it is not whole characters by itself.
+    ``logprob`` (natural logarithm), ``probability`` and ``rank`` (0: the likeliest, ties by lower
+    id) are of the model's raw distribution; with ``sampling_probability`` it would be drawn.
+    """
+
+    token_id: TokenId
+    text: str
+    bytes: tuple[int, ...] | UnsetType = UNSET
+    logprob: float
+    probability: float
+    rank: int
+    sampling_probability: float
+
+
+class Distribution(Struct, frozen=True, kw_only=True):
+    """A distribution of the next token, raw and as it would be sampled.
+
+    ``entropy`` (nats) and ``logsumexp`` are of the raw logits. ``top`` are the likeliest tokens,
+    ``sampled`` those that are likeliest to be drawn, out of ``sampled_from`` that can be: none
+    where every token is ruled out.
+    """
+
+    entropy: float
+    logsumexp: float
+    top: tuple[Candidate, ...]
+    sampled: tuple[Candidate, ...]
+    sampled_from: int
+
+
+class NextFacts(Distribution, frozen=True, kw_only=True):
+    """The distribution of the token at ``position``, the one after the last."""
+
+    position: int

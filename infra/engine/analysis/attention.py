@@ -1,0 +1,182 @@
+"""Attention as it was: weights from the queries and the K blocks of the engine's own pass.
+
+Only the weights of a few rows, of one head of one layer, are held at a time besides the answer.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from domain.analysis.attention import (
+    DEFAULT_TOP_K,
+    AttentionFacts,
+    Selection,
+    check_sizes,
+    select,
+)
+from domain.analysis.parameters import AttentionParameters
+from domain.analysis.result import Result
+from domain.ids import TokenId
+from infra.engine.analysis.attention_kernels import Floats, LayerWeights, roll
+from infra.engine.analysis.tensors import packed
+from infra.engine.observing import Look, Seen
+
+if TYPE_CHECKING:
+    from infra.engine.language_model import TransformersModel
+
+_ROWS: Final = 256
+
+
+async def attention(
+    model: "TransformersModel",
+    tokens: tuple[TokenId, ...],
+    asked: AttentionParameters,
+    *,
+    private: bool,
+) -> Result:
+    """How much tokens attend to those before them.
+
+    ``attention_pattern`` ``(layers?, heads?, queries, keys)``, or ``indices`` and ``values``
+    ``(layers?, heads?, queries, top_k)``, where several layers or heads were named; a summary has
+    ``entropy``, ``distance`` and ``first_token``, ``(layers, heads)``.
+    """
+    selection = select(asked, model.dimensions, len(tokens))
+    check_sizes(asked, selection, model.dimensions, model.max_result_bytes)
+    rows, layers = selection.rows, frozenset(selection.layers)
+    first = 0 if asked.method == "rollout" else rows.start
+    text = tokens[: rows.stop]
+    look = Look(tokens=text, start=first, queries=layers, caches=layers)
+    seen = await model.observe(look, private=private)
+    facts = AttentionFacts(
+        method=asked.method,
+        format=asked.format,
+        layer=selection.layers[-1] if asked.method == "rollout" else asked.layer,
+        layers=selection.layers if asked.method == "summary" else asked.layers,
+        head=asked.head,
+        heads=selection.heads if asked.method == "summary" else asked.heads,
+        start=rows.start,
+        end=rows.stop,
+        threshold=asked.threshold,
+        top_k=None if asked.format == "dense" else asked.top_k or DEFAULT_TOP_K,
+        token_ids=text,
+        tokens=model.fragment((), text).pieces(),
+    )
+    found = await asyncio.to_thread(_compute, seen, asked, selection, first)
+    tensors = (
+        packed(name, values, layers=selection.layers, start=rows.start, end=rows.stop)
+        for name, values in found.items()
+    )
+    return Result(facts=facts, tensors=tuple(tensors))
+
+
+def _compute(
+    seen: Seen, asked: AttentionParameters, selection: Selection, first: int
+) -> dict[str, Tensor]:
+    """The tensors of an answer, by name; queries were seen from the position ``first`` on."""
+    layers = (
+        LayerWeights(*seen.queries[layer], seen.keys[layer], first) for layer in selection.layers
+    )
+    match asked.method:
+        case "weights":
+            return _weights(layers, asked, selection)
+        case "rollout":
+            return _rollout(layers, asked, selection)
+        case "summary":
+            return _summary(layers, selection)
+
+
+def _weights(
+    layers: Iterator[LayerWeights], asked: AttentionParameters, selection: Selection
+) -> dict[str, Tensor]:
+    matrices = (len(selection.layers), len(selection.heads) or 1)
+    kept = _Rows(asked, matrices, selection.rows)
+    for at, layer in enumerate(layers):
+        for rows in _chunks(selection.rows):
+            if not selection.heads:
+                kept.put((at, 0), rows, layer.mean(rows))
+            for place, head in enumerate(selection.heads):
+                kept.put((at, place), rows, layer.of_head(head, rows))
+    several = ((asked.layers, matrices[0]), (asked.heads, matrices[1]))
+    return kept.tensors(tuple(count for named, count in several if named is not None))
+
+
+def _rollout(
+    layers: Iterator[LayerWeights], asked: AttentionParameters, selection: Selection
+) -> dict[str, Tensor]:
+    every = range(selection.rows.stop)
+    rolled = np.eye(len(every))
+    for layer in layers:
+        for rows in reversed(list(_chunks(every))):
+            roll(layer.mean(rows), rows.start, rolled)
+    kept = _Rows(asked, (1, 1), selection.rows)
+    for rows in _chunks(selection.rows):
+        kept.put((0, 0), rows, rolled[rows.start : rows.stop].astype(np.float32))
+    return kept.tensors(())
+
+
+def _summary(layers: Iterator[LayerWeights], selection: Selection) -> dict[str, Tensor]:
+    sums = np.zeros((len(selection.layers), len(selection.heads), 3))
+    for at, layer in enumerate(layers):
+        for rows in _chunks(selection.rows):
+            for place, head in enumerate(selection.heads):
+                sums[at, place] += layer.summarise(head, rows)
+    means = (sums / len(selection.rows)).astype(np.float32)
+    entropy, distance, first_token = torch.from_numpy(means).unbind(-1)
+    return {"entropy": entropy, "distance": distance, "first_token": first_token}
+
+
+class _Rows:
+    """Rows of weights for an answer, dense or the largest of each, of some ``matrices``."""
+
+    def __init__(self, asked: AttentionParameters, matrices: tuple[int, int], rows: range) -> None:
+        self._threshold = np.float64(asked.threshold)  # not to be rounded to float32
+        self._rows = rows
+        self._top_k = None if asked.format == "dense" else asked.top_k or DEFAULT_TOP_K
+        shape = (*matrices, len(rows), rows.stop if self._top_k is None else self._top_k)
+        self._values = np.empty(shape, np.float32)
+        self._indices = None if self._top_k is None else np.empty(shape, np.int64)
+
+    def put(self, matrix: tuple[int, int], rows: range, weights: Floats) -> None:
+        """Keep rows of a matrix; ``weights`` may be written to."""
+        weights[weights < self._threshold] = 0
+        place = (*matrix, slice(rows.start - self._rows.start, rows.stop - self._rows.start))
+        if self._indices is None or self._top_k is None:
+            self._values[place] = weights
+        else:
+            self._indices[place], self._values[place] = _largest(weights, self._top_k)
+
+    def tensors(self, several: tuple[int, ...]) -> dict[str, Tensor]:
+        """What was kept, with these dimensions before those of a matrix."""
+        shape = (*several, *self._values.shape[2:])
+        values = torch.from_numpy(self._values).view(shape)
+        if self._indices is None:
+            return {"attention_pattern": values}
+        return {"indices": torch.from_numpy(self._indices).view(shape), "values": values}
+
+
+def _largest(weights: Floats, k: int) -> tuple[NDArray[np.int64], Floats]:
+    """Places and values of the ``k`` largest of each row, ties by lower place.
+
+    Where only 0 is left, the place is -1. Floats that are not negative have the order of their
+    bits; with the place below them no two are equal, so any way to sort them gives the same.
+    """
+    count = min(k, weights.shape[1])
+    indices = np.full((len(weights), k), -1, np.int64)
+    values = np.zeros((len(weights), k), np.float32)
+    bits = np.ascontiguousarray(weights).view(np.int32).astype(np.int64)
+    order = np.arange(weights.shape[1]) - (bits << 32)
+    chosen = np.sort(np.partition(order, count - 1, axis=1)[:, :count], axis=1)
+    places = chosen & 0xFFFFFFFF
+    found = np.take_along_axis(weights, places, axis=1)
+    indices[:, :count] = np.where(found > 0, places, -1)
+    values[:, :count] = found
+    return indices, values
+
+
+def _chunks(rows: range) -> Iterator[range]:
+    return (rows[at : at + _ROWS] for at in range(0, len(rows), _ROWS))

@@ -1,0 +1,119 @@
+"""What could come next if something were otherwise: two passes, one of them edited."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from domain.analysis.intervene import InterveneFacts, Shift, added_to, check_edits, replaced
+from domain.analysis.next import Candidate
+from domain.analysis.parameters import InterveneParameters
+from domain.analysis.result import Result
+from domain.config import SamplingParameters
+from domain.errors import invalid
+from domain.ids import TokenId
+from infra.engine import sampler
+from infra.engine.analysis.next import distribution
+from infra.engine.analysis.tensors import packed
+from infra.engine.comparing import divergence
+from infra.engine.observing import Edits, Look
+from infra.engine.sampler import Row
+
+if TYPE_CHECKING:
+    from infra.engine.language_model import TransformersModel
+
+
+async def intervene(
+    model: "TransformersModel",
+    tokens: tuple[TokenId, ...],
+    sampling: SamplingParameters,
+    parameters: InterveneParameters,
+    *,
+    private: bool,
+) -> Result:
+    """The next token's distribution as it is, and as it would be with what is edited."""
+    check_edits(parameters, model.dimensions, len(tokens), model.vocabulary_size)
+    edited = replaced(parameters, tokens)
+    original_logits = await _logits(model, tokens, Edits(), private=private)
+    edited_logits = await _logits(model, edited, _edits(parameters, len(tokens)), private=private)
+    if not np.isfinite(edited_logits.max()):
+        raise invalid("add", "is so large that nothing the model computes after it is a number")
+    facts = await asyncio.to_thread(
+        _facts, model, (tokens, edited), (original_logits, edited_logits), sampling, parameters
+    )
+    tensors = tuple(
+        packed(name, torch.from_numpy(row), start=len(tokens), end=len(tokens) + 1, inline=False)
+        for name, row in (("original_logits", original_logits), ("edited_logits", edited_logits))
+    )
+    return Result(facts=facts, tensors=tensors)
+
+
+async def _logits(
+    model: "TransformersModel", tokens: tuple[TokenId, ...], edits: Edits, *, private: bool
+) -> Row:
+    look = Look(tokens=tokens, start=len(tokens) - 1, logits=True, edits=edits)
+    seen = await model.observe(look, private=private)
+    assert seen.logits is not None
+    row: Row = seen.logits.numpy()
+    return row
+
+
+def _edits(parameters: InterveneParameters, held: int) -> Edits:
+    silenced: defaultdict[int, tuple[int, ...]] = defaultdict(tuple)
+    for zeroed in parameters.zero_heads:
+        silenced[zeroed.layer] += (zeroed.head,)
+    added: defaultdict[int, tuple[tuple[range, Tensor], ...]] = defaultdict(tuple)
+    for addition in parameters.add:
+        vector = torch.tensor(addition.vector, dtype=torch.float32)
+        added[addition.layer] += ((added_to(addition, held), vector),)
+    return Edits(silenced=dict(silenced), added=dict(added))
+
+
+def _facts(
+    model: "TransformersModel",
+    texts: tuple[Sequence[TokenId], Sequence[TokenId]],
+    rows: tuple[Row, Row],
+    sampling: SamplingParameters,
+    parameters: InterveneParameters,
+) -> InterveneFacts:
+    """What is found, of the original and the edited one."""
+    original, edited = (
+        distribution(model, row, text, sampling, parameters.top_k)
+        for row, text in zip(rows, texts, strict=True)
+    )
+    greedy = (original.top[0].token_id, edited.top[0].token_id)
+    return InterveneFacts(
+        position=len(texts[0]),
+        original=original,
+        edited=edited,
+        kl=divergence(rows[1], rows[0]),
+        greedy=greedy,
+        greedy_changed=len(set(greedy)) > 1,
+        shifts=_shifts(rows, (*edited.top, *original.top)),
+    )
+
+
+def _shifts(rows: tuple[Row, Row], likeliest: Sequence[Candidate]) -> tuple[Shift, ...]:
+    """How the likelihoods of tokens differ between the original row and the edited one."""
+    texts = {candidate.token_id: candidate.text for candidate in likeliest}
+    shifts = []
+    for token, text in texts.items():
+        original, edited = (sampler.measure(row, token) for row in rows)
+        shift = Shift(
+            token_id=token,
+            text=text,
+            original_logprob=_finite(original.logprob),
+            edited_logprob=_finite(edited.logprob),
+            original_rank=original.rank,
+            edited_rank=edited.rank,
+        )
+        shifts.append(shift)
+    return tuple(sorted(shifts, key=lambda shift: shift.edited_rank))
+
+
+def _finite(logprob: float) -> float | None:
+    return logprob if logprob > -np.inf else None

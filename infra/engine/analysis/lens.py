@@ -1,0 +1,130 @@
+"""The logit lens: hidden states of all layers through the last normalisation and the head."""
+
+import asyncio
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from domain.analysis.lens import LayerReadings, LensFacts, Reading, asked_lens
+from domain.analysis.parameters import LensParameters
+from domain.analysis.result import Result
+from domain.content import Alternative
+from domain.ids import TokenId
+from infra.engine import sampler
+from infra.engine.analysis.tensors import packed
+from infra.engine.observing import Look
+from infra.engine.sampler import Measures, Row
+
+if TYPE_CHECKING:
+    from infra.engine.language_model import TransformersModel
+
+_LOGITS_BYTES: Final = 16 << 20
+"""Logits that are held at a time."""
+
+
+class Likeliest(NamedTuple):
+    """What is kept of a row of logits.
+
+    Its likeliest tokens and their logprobs, and measures of the token that follows.
+    """
+
+    token_ids: NDArray[np.int64]
+    logprobs: NDArray[np.float64]
+    measures: Measures
+
+
+async def lens(
+    model: "TransformersModel",
+    tokens: tuple[TokenId, ...],
+    parameters: LensParameters,
+    *,
+    private: bool,
+) -> Result:
+    """What the hidden states of each layer are read as, at each position."""
+    layers, span = asked_lens(parameters, model.dimensions, len(tokens), model.max_result_bytes)
+    look = Look(tokens=tokens[: span.stop], start=span.start, residual=frozenset(layers))
+    seen = await model.observe(look, private=private)
+    states = torch.cat([seen.residual[layer] for layer in layers])
+    following = tokens[span.start + 1 : span.stop + 1]
+    followers = [*following, *[None] * (len(span) - len(following))] * len(layers)
+    top_k = min(parameters.top_k, model.vocabulary_size)
+    at_once = max(1, _LOGITS_BYTES // (4 * model.vocabulary_size))
+    found: list[Likeliest] = []
+    for begin in range(0, len(states), at_once):
+        logits = await model.project(states[begin : begin + at_once])
+        those = followers[begin : begin + at_once]
+        found += await asyncio.to_thread(_likeliest, logits.numpy(), those, top_k)
+    facts = LensFacts(
+        start=span.start,
+        end=span.stop,
+        token_ids=tokens[span.start : span.stop],
+        tokens=model.fragment(tokens[: span.start], tokens[span.start : span.stop]).pieces(),
+        layers=await asyncio.to_thread(_readings, model, layers, span, followers, found),
+    )
+    shape = (len(layers), len(span), top_k)
+    ids = torch.from_numpy(np.stack([each.token_ids for each in found])).view(shape)
+    logprobs = torch.from_numpy(np.stack([each.logprobs for each in found])).float().view(shape)
+    tensors = tuple(
+        packed(name, values, layers=layers, start=span.start, end=span.stop, inline=False)
+        for name, values in (("top_token_ids", ids), ("top_logprobs", logprobs))
+    )
+    return Result(facts=facts, tensors=tensors)
+
+
+def _likeliest(logits: Row, followers: Sequence[TokenId | None], top_k: int) -> list[Likeliest]:
+    """What is kept of rows of logits, each with the token that follows if one does."""
+    found = []
+    for row, follower in zip(logits, followers, strict=True):
+        top = sampler.largest(row, top_k)
+        measures = sampler.measure(row, TokenId(int(top[0])) if follower is None else follower)
+        found.append(Likeliest(top, row[top].astype(np.float64) - measures.logsumexp, measures))
+    return found
+
+
+def _readings(
+    model: "TransformersModel",
+    layers: Sequence[int],
+    span: range,
+    followers: Sequence[TokenId | None],
+    found: Sequence[Likeliest],
+) -> tuple[LayerReadings, ...]:
+    text = functools.cache(functools.partial(_text, model))
+    each = iter(zip(followers, found, strict=True))
+    return tuple(
+        LayerReadings(
+            layer=layer,
+            readings=tuple(_reading(position, *next(each), text) for position in span),
+        )
+        for layer in layers
+    )
+
+
+def _reading(
+    position: int, follower: TokenId | None, found: Likeliest, text: Callable[[TokenId], str]
+) -> Reading:
+    measures = found.measures
+    followed = follower is not None
+    return Reading(
+        position=position,
+        top=tuple(
+            Alternative(token_id=token, text=text(token), logprob=logprob)
+            for token, logprob in zip(
+                map(TokenId, found.token_ids.tolist()), found.logprobs.tolist(), strict=True
+            )
+            if logprob > -np.inf
+        ),
+        entropy=measures.entropy,
+        logprob=measures.logprob if followed and measures.logprob > -np.inf else None,
+        rank=measures.rank if followed else None,
+    )
+
+
+def _text(model: "TransformersModel", token: TokenId) -> str:
+    """A token on its own, as far as it is valid UTF-8."""
+    content = model.fragment((), (token,))
+    raw = content.partial.get(0)
+    return content.text if raw is None else bytes.fromhex(raw).decode(errors="replace")

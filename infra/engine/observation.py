@@ -1,0 +1,151 @@
+"""Looking on while a text is computed."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from infra.engine.forward import Site, Weighing
+from infra.engine.kv_store import KVStore, in_order
+from infra.engine.observing import Look, Seen
+from infra.engine.sampler import Row
+from infra.engine.scheduler import Sequence as Text
+from infra.engine.scheduler import Slice
+
+
+class Observation:
+    """Computes a text and keeps what is to be seen of it, in copies.
+
+    A text that is edited has no ``root``: it neither finds blocks nor leaves any. ``deliver`` gets
+    this job once it is done, or the error that ended the work.
+    """
+
+    def __init__(
+        self,
+        look: Look,
+        *,
+        root: bytes | None,
+        store: KVStore,
+        deliver: Callable[["Observation | Exception"], None],
+    ) -> None:
+        end = len(look.tokens)
+        shown = _shown(look)
+        self.sites = shown | _changed(look)
+        self.text = Text(
+            tokens=list(look.tokens),
+            limit=end,
+            first_wanted=end - 1 if look.logits else end,
+            root=None if look.edits else root,
+            first_seen=look.start if shown else end - 1,
+        )
+        self._look = look
+        self._shown = shown
+        self._store = store
+        self._deliver = deliver
+        self._rows: dict[Site, list[Tensor]] = defaultdict(list)
+        self._weighing: dict[Site, Weighing] = {}
+        self._caches: dict[int, tuple[Tensor, Tensor]] = {}
+        self._logits: Tensor | None = None
+        self._error: Exception | None = None
+
+    def see(self, positions: range, site: Site, rows: Tensor, weighing: Weighing | None) -> None:
+        """Change the rows of these positions as is asked, then keep what is looked at.
+
+        What goes wrong ends this job, not the pass that others are in.
+        """
+        try:
+            self._change(positions, site, rows)
+            seen = rows[max(0, self._look.start - positions.start) :]
+            if site in self._shown and len(seen):
+                self._rows[site].append(seen.to("cpu", copy=True))
+                if weighing is not None:
+                    self._weighing[site] = weighing
+        except Exception as error:
+            self._error = error
+
+    def _change(self, positions: range, site: Site, rows: Tensor) -> None:
+        edits = self._look.edits
+        if site.kind == "heads":
+            rows[:, list(edits.silenced.get(site.index, ()))] = 0
+        elif site.kind == "residual":
+            for span, vector in edits.added.get(site.index, ()):
+                start, stop = (bound - positions.start for bound in (span.start, span.stop))
+                rows[max(0, start) : max(0, stop)] += vector.to(rows)
+
+    def accept(self, text: Text, position: int, logits: Row) -> bool:
+        """Keep the logits after the last token."""
+        self._logits = torch.from_numpy(logits.copy())
+        return False
+
+    def passed(self) -> bool:
+        """After a pass: true, and K and V are copied, if the text is computed."""
+        if self._error is not None:
+            raise self._error
+        if self.text.remaining:
+            return False
+        for layer in self._look.caches:
+            self._caches[layer] = self._store.blocks(layer, self.text.table)
+        return True
+
+    def finish(self) -> None:
+        """Say that all is seen."""
+        self._deliver(self)
+
+    def fail(self, error: Exception) -> None:
+        """Hand the error to whoever waits."""
+        self._deliver(error)
+
+    def seen(self) -> Seen:
+        """What was seen, once the job is done: put together, so not on the engine's thread."""
+        tokens = len(self.text.tokens)
+        caches = {layer: in_order(*blocks, tokens) for layer, blocks in self._caches.items()}
+        rows = {site: torch.cat(parts) for site, parts in self._rows.items()}
+        return Seen(
+            queries={
+                site.index: (rows[site], weighing) for site, weighing in self._weighing.items()
+            },
+            residual={site.index: rows[site] for site in rows if site.kind == "residual"},
+            normalised=rows.get(Site("normalised", 0)),
+            keys={layer: k for layer, (k, _) in caches.items()},
+            values={layer: v for layer, (_, v) in caches.items()},
+            logits=self._logits,
+            tokens_computed=tokens - self.text.reused,
+            tokens_reused=self.text.reused,
+        )
+
+
+def _shown(look: Look) -> frozenset[Site]:
+    sites = {Site("queries", layer) for layer in look.queries}
+    sites |= {Site("residual", place) for place in look.residual}
+    return frozenset(sites | ({Site("normalised", 0)} if look.normalised else set()))
+
+
+def _changed(look: Look) -> frozenset[Site]:
+    sites = {Site("heads", layer) for layer in look.edits.silenced}
+    return frozenset(sites | {Site("residual", layer) for layer in look.edits.added})
+
+
+class Gallery:
+    """The watch of a pass: gives each of the jobs that look on its own rows, null for no job."""
+
+    def __init__(self, slices: Sequence[Slice], jobs: Sequence[Observation | None]) -> None:
+        self._views: list[tuple[Observation, Slice, int]] = []
+        row = 0
+        for piece, job in zip(slices, jobs, strict=True):
+            if job is not None:
+                self._views.append((job, piece, row))
+            row += piece.count
+        self.sites = frozenset[Site]().union(*(job.sites for job, _, _ in self._views))
+        self._shown = Counter[Site]()
+
+    def see(self, site: Site, rows: Tensor, weighing: Weighing | None) -> None:
+        """See :class:`infra.engine.forward.Watch`."""
+        begin = self._shown[site]
+        self._shown[site] = end = begin + len(rows)
+        for job, piece, first in self._views:
+            start, stop = max(first, begin), min(first + piece.count, end)
+            if site in job.sites and start < stop:
+                position = piece.start + start - first
+                positions = range(position, position + stop - start)
+                job.see(positions, site, rows[start - begin : stop - begin], weighing)

@@ -1,0 +1,95 @@
+"""Questions about the inside of a text, as tests ask them, and what transformers says to them."""
+
+import functools
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from domain.analysis.parameters import Inside
+from domain.analysis.result import Result
+from domain.ids import TokenId
+from infra.engine.blocks import BLOCK_TOKENS
+from infra.engine.engine import Engine
+from infra.engine.language_model import TransformersModel
+from tests.builders import config
+from tests.infra.engine import small_models
+from tests.infra.engine.asking import request
+from tests.infra.engine.bench import text
+
+FAMILIES: Final = ("cacher-tiny", "gpt2", "llama", "mistral")
+"""Learned positions and rotary ones, grouped heads, a window that the text is longer than."""
+TEXT: Final = text(3, 2 * BLOCK_TOKENS + 9)
+NEAR: Final = 1e-5
+_DTYPES: Final = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "int64": torch.int64,
+}
+
+
+@functools.cache
+def loaded(folder: str | Path, engine: Engine, **changes: Any) -> TransformersModel:
+    """A model that several tests look into."""
+    return small_models.language_model(folder, engine, **changes)
+
+
+async def look(
+    model: TransformersModel,
+    question: Inside,
+    tokens: Sequence[int] = TEXT,
+    *,
+    private: bool = False,
+) -> Result:
+    """What a model finds in some tokens."""
+    return await model.look(tuple(map(TokenId, tokens)), config(), question, private=private)
+
+
+@asynccontextmanager
+async def streaming(model: TransformersModel, count: int = 6) -> AsyncIterator[None]:
+    """Within, texts are generated: what begins there is computed in a batch with them."""
+    texts = [request(text(seed, 40), 120, seed=seed) for seed in range(count)]
+    async with AsyncExitStack() as stack:
+        for stream in map(model.generate, texts):
+            stack.push_async_callback(stream.aclose)
+            await anext(stream)
+        assert model.counters().sequences == count
+        yield
+
+
+def values(result: Result, name: str) -> Tensor:
+    """A tensor of an answer."""
+    (found,) = (tensor for tensor in result.tensors if tensor.name == name)
+    flat = torch.frombuffer(bytearray(found.data), dtype=_DTYPES[found.dtype])
+    return flat.view(found.shape)
+
+
+@functools.cache
+def plain(folder: str | Path) -> Any:
+    """The same files as transformers runs them, in float32."""
+    return small_models.read(folder).model
+
+
+@torch.inference_mode()
+def computed(folder: str | Path, tokens: Sequence[int] = TEXT) -> Any:
+    """What transformers finds: logits, hidden states, and K/V of all tokens."""
+    ids = torch.tensor([tokens])
+    return plain(folder)(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        past_key_values=DynamicCache(),
+        use_cache=True,
+        output_hidden_states=True,
+    )
+
+
+def distance(ours: Tensor, theirs: Tensor) -> float:
+    """The largest difference; of vectors with elements above 1 as a part of the largest."""
+    assert ours.shape == theirs.shape
+    ours, theirs = ours.double(), theirs.double()
+    scale = theirs.abs().amax(-1, keepdim=True).clamp(min=1)
+    return float(((ours - theirs).abs() / scale).max())

@@ -1,0 +1,196 @@
+"""The logit lens: hidden states through the model's own last normalisation and head."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from domain.analysis.lens import MAX_ALTERNATIVES, MAX_READINGS, LensFacts, Reading, asked_lens
+from domain.analysis.parameters import LensParameters, NextParameters
+from domain.errors import InvalidInput, ResultTooLarge
+from domain.models import Dimensions
+from infra.engine.blocks import BLOCK_TOKENS
+from infra.engine.engine import Engine
+from infra.engine.language_model import TransformersModel
+from tests.infra.engine import inside
+from tests.infra.engine.asking import score
+from tests.infra.engine.inside import FAMILIES, NEAR, TEXT, distance, look, values
+
+VOCABULARY = 1024
+
+
+async def read(
+    model: TransformersModel, private: bool = False, **asked: Any
+) -> tuple[LensFacts, Tensor, Tensor]:
+    """What is found, and the ids and logprobs of the likeliest tokens."""
+    result = await look(model, LensParameters(**asked), private=private)
+    assert isinstance(result.facts, LensFacts)
+    return result.facts, values(result, "top_token_ids"), values(result, "top_logprobs")
+
+
+@torch.inference_mode()
+def of_transformers(folder: str | Path) -> Tensor:
+    """Logprobs ``(layers, positions, vocabulary)`` of hidden states through norm and head."""
+    plain = inside.plain(folder)
+    states = inside.computed(folder).hidden_states
+    base = plain.base_model
+    norm = base.ln_f if hasattr(base, "ln_f") else base.norm
+    normalised = [*map(norm, states[:-1]), states[-1]]
+    return torch.cat([plain.lm_head(each) for each in normalised]).double().log_softmax(-1)
+
+
+@pytest.fixture(scope="module")
+def llama(engine: Engine, folders: dict[str, str | Path]) -> TransformersModel:
+    return inside.loaded(folders["llama"], engine)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+async def test_it_is_the_head_of_the_normalised_hidden_states(
+    family: str, engine: Engine, folders: dict[str, str | Path]
+) -> None:
+    model = inside.loaded(folders[family], engine)
+    theirs = of_transformers(folders[family])
+    layers = model.dimensions.layers + 1
+    facts, ids, logprobs = await read(model, top_k=7)
+    assert ids.shape == logprobs.shape == (layers, len(TEXT), 7)
+    expected, likeliest = theirs.topk(7)
+    assert distance(logprobs, expected) < NEAR
+    assert (theirs.gather(-1, ids) - expected).abs().max() < NEAR
+    assert [each.layer for each in facts.layers] == list(range(layers))
+    assert facts.token_ids == tuple(TEXT)
+    for layer, found in enumerate(facts.layers):
+        for position, reading in enumerate(found.readings):
+            row = theirs[layer, position]
+            assert reading.position == position
+            assert [each.token_id for each in reading.top] == ids[layer, position].tolist()
+            assert reading.entropy == pytest.approx(float(-(row.exp() * row).sum()), abs=1e-4)
+            if position + 1 < len(TEXT):
+                following = float(row[TEXT[position + 1]])
+                assert reading.logprob == pytest.approx(following, rel=NEAR, abs=NEAR)
+            else:
+                assert reading.logprob is reading.rank is None
+    assert not torch.equal(likeliest[0], likeliest[-1])
+
+
+async def test_the_last_layer_is_what_the_model_says_bit_for_bit(
+    engine: Engine, folders: dict[str, str | Path]
+) -> None:
+    for family, dtype in (
+        ("cacher-tiny", torch.float32),
+        ("llama", torch.float32),
+        ("gpt2", torch.bfloat16),
+    ):
+        model = inside.loaded(folders[family], engine, dtype=dtype)
+        facts, _, _ = await read(model, top_k=5)
+        scores = (await score(model, TEXT, 1)).scores
+        last = facts.layers[-1].readings
+        assert tuple(reading.logprob for reading in last[:-1]) == scores.logprobs
+        assert tuple(reading.rank for reading in last[:-1]) == scores.ranks
+        assert tuple(reading.entropy for reading in last[:-1]) == scores.entropies
+        coming = (await look(model, NextParameters(top_k=5))).facts
+        assert last[-1].entropy == coming.entropy
+        assert [(each.token_id, each.logprob) for each in last[-1].top] == [
+            (each.token_id, each.logprob) for each in coming.top
+        ]
+        earlier = facts.layers[-2].readings
+        assert tuple(reading.logprob for reading in earlier[:-1]) != scores.logprobs
+
+
+async def test_bits_are_the_same_hot_cold_private_among_others_and_by_itself(
+    llama: TransformersModel,
+) -> None:
+    await llama.forget()
+    question = LensParameters(start=10)
+    cold = await look(llama, question)
+    before = llama.counters()
+    position = 2 * BLOCK_TOKENS + 4
+    alone, ids, logprobs = await read(llama, position=position)
+    assert llama.counters().hits - before.hits >= 2
+    private = await look(llama, question, private=True)
+    async with inside.streaming(llama):
+        among = await look(llama, question, private=True)
+    assert cold == private == among
+    assert isinstance(cold.facts, LensFacts)
+    for whole, one in zip(cold.facts.layers, alone.layers, strict=True):
+        assert one.readings == (whole.readings[position - 10],)
+    assert torch.equal(values(cold, "top_token_ids")[:, position - 10, None], ids)
+    assert torch.equal(values(cold, "top_logprobs")[:, position - 10, None], logprobs)
+
+
+async def test_layers_and_positions_may_be_named(llama: TransformersModel) -> None:
+    whole, _, _ = await read(llama)
+    facts, ids, _ = await read(llama, layers=(2, 0), start=5, end=8, top_k=2)
+    assert ids.shape == (2, 3, 2)
+    assert (facts.start, facts.end, facts.token_ids) == (5, 8, tuple(TEXT[5:8]))
+    assert [each.layer for each in facts.layers] == [2, 0]
+    for found in facts.layers:
+        for reading, expected in zip(
+            found.readings, whole.layers[found.layer].readings[5:8], strict=True
+        ):
+            assert reading.position == expected.position
+            assert reading.top == expected.top[:2]
+            assert reading.rank == expected.rank
+
+
+async def test_texts_are_those_of_tokens_on_their_own(tiny: TransformersModel) -> None:
+    tokens = await tiny.encode("Once upon a time there was a 🐻", beginning=True, room=100)
+    result = await look(tiny, LensParameters(top_k=100), tokens)
+    assert isinstance(result.facts, LensFacts)
+    assert "".join(result.facts.tokens) == tiny.fragment((), tokens).text
+    tops = [each for found in result.facts.layers for each in found.readings]
+    texts = {each.token_id: each.text for reading in tops for each in reading.top}
+    assert all(len(reading.top) == 100 for reading in tops)
+    raws = {token: tiny.fragment((), (token,)) for token in texts}
+    broken = [token for token, content in raws.items() if content.partial]
+    assert broken, "there are tokens that are no whole characters"
+    assert all("\ufffd" in texts[token] for token in broken)
+    assert all(texts[token] == raws[token].text for token in texts.keys() - set(broken))
+
+
+async def test_more_alternatives_than_tokens_are_all_tokens(
+    engine: Engine, folders: dict[str, str | Path]
+) -> None:
+    model = inside.loaded(folders["llama"], engine)
+    facts, ids, _ = await read(model, position=3, layers=(1,), top_k=100)
+    (reading,) = facts.layers[0].readings
+    assert isinstance(reading, Reading)
+    assert ids.shape == (1, 1, 100)
+    assert len({each.token_id for each in reading.top}) == 100
+
+
+async def test_what_there_is_not_is_refused_by_name(llama: TransformersModel) -> None:
+    last = len(TEXT) - 1
+    for asked, field, allowed in (
+        ({"layers": (3,)}, "layers[0]", "0 to 2: the model has 3 hidden states"),
+        ({"layers": (0, 0)}, "layers[1]", "twice"),
+        ({"position": len(TEXT)}, "position", f"0 to {last}"),
+        ({"position": 3, "start": 1}, "position", "start and end"),
+        ({"position": 3, "end": 9}, "position", "start and end"),
+        ({"start": len(TEXT)}, "start", f"0 to {last}"),
+        ({"start": 4, "end": 4}, "end", f"5 to {len(TEXT)}"),
+    ):
+        with pytest.raises(InvalidInput, match=allowed) as refused:
+            await read(llama, **asked)
+        assert refused.value.facts["field"] == field
+
+
+def test_too_much_is_refused_and_told_how_to_ask_for_less() -> None:
+    small = Dimensions(layers=7, heads=1, kv_heads=1, head_dim=1, width=1)
+    held = MAX_READINGS
+    asked_lens(LensParameters(top_k=1, end=held // 8), small, held, 1 << 30)
+    with pytest.raises(ResultTooLarge, match="Name fewer layers, one position"):
+        asked_lens(LensParameters(top_k=1, end=held // 8 + 1), small, held, 1 << 30)
+    many = LensParameters(layers=(0,), top_k=100, end=MAX_ALTERNATIVES // 100)
+    asked_lens(many, small, held, 1 << 30)
+    with pytest.raises(ResultTooLarge, match="lower top_k"):
+        asked_lens(
+            LensParameters(layers=(0,), top_k=100, end=MAX_ALTERNATIVES // 100 + 1),
+            small,
+            held,
+            1 << 30,
+        )
+    asked_lens(LensParameters(end=10), small, held, 8 * 10 * 4)
+    with pytest.raises(ResultTooLarge):
+        asked_lens(LensParameters(end=10), small, held, 8 * 10 * 4 - 1)
