@@ -9,12 +9,12 @@ from litestar.exceptions import HTTPException
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.types import ExceptionHandlersMap
 
+from app.representations import NotAcceptable
 from app.schemas import Problem
 from domain.errors import (
     BrokenExport,
     Conflict,
     InvalidInput,
-    NotAcceptable,
     NotFound,
     PreconditionFailed,
     QueueFull,

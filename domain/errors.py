@@ -24,7 +24,6 @@
      |   `- NotErasable         the log was not created erasable
      |- BrokenExport            a file to import that does not prove what it holds
      |   `- ExportTooNew        a file of a newer release
-     |- NotAcceptable           the answer cannot be had in a form that the client accepts
      |- PreconditionFailed      If-Match names another version
      |- TooLarge                text or tokens that do not fit the context
      |   `- ResultTooLarge      what was asked about a state's inside does not fit an answer
@@ -37,7 +36,6 @@
     NotComparable               nothing could be replayed, or not what a baseline is of
 """
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from msgspec import Struct
@@ -308,18 +306,6 @@ class BrokenExport(Refusal):
 
 class ExportTooNew(BrokenExport):
     """A file that a newer release wrote."""
-
-
-class NotAcceptable(Refusal):
-    """The answer cannot be had in any form that the client accepts."""
-
-    slug = "not-acceptable"
-
-    def __init__(self, available: Sequence[str], hint: str = "") -> None:
-        super().__init__(
-            f"this can be had as {', '.join(available)}: name one of them in Accept{hint}",
-            available=available,
-        )
 
 
 class PreconditionFailed(Refusal):

@@ -346,7 +346,7 @@ def misnumbered(row: Row) -> Iterator[tuple[str, str]]:
     if (getattr(row, own) or 0) < 1:
         yield own, "from 1 on"
     if getattr(row, other) is not None:
-        yield other, f"none: {row.type} has but {own}"
+        yield other, f"none beside {own}"
 
 
 def decode(row: Row) -> Recorded:

@@ -162,7 +162,8 @@ def searched(state: Live, contents: Sequence[Fragment]) -> BeamsGenerated:
 
 def analyzed(**fields: Any) -> StateAnalyzed:
     """That somebody asked what could come next."""
-    return StateAnalyzed(**({"parameters": NextParameters(), "result_digest": "0" * 64} | fields))
+    given: dict[str, Any] = {"parameters": NextParameters(), "result_digest": "0" * 64}
+    return StateAnalyzed(**(given | fields))
 
 
 def append(event: Event, version: int = 0, *, state: int = 0, **fields: Any) -> Append:
@@ -192,13 +193,14 @@ def started(state: int = 0, base_version: int = 1, seed: int = 7) -> GenerationS
 
 
 def row(event: Event, *, version: int = 1, head: Head | None = None, **columns: Any) -> Row:
-    """A row that follows ``head``, with a right hash."""
+    """A row that follows ``head``, with a right hash; an analysis saw the version."""
     head = head or genesis("a log")
+    looked = isinstance(event, StateAnalyzed)
     given: dict[str, Any] = {
         "position": Position(head.position + 1),
         "state_id": state_id(),
-        "version": Version(version),
-        "at_version": None,
+        "version": None if looked else Version(version),
+        "at_version": Version(version) if looked else None,
         "type": event_type(event),
         "schema": SCHEMA,
         "payload": encode(event),

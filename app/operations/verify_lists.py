@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from app.operations.findings import Findings
 from app.operations.verify_chain import broken
 from domain.chain import Row, legible
-from domain.events import DELETED, ERASED, Recorded, StateCreated
+from domain.events import ANALYZED, DELETED, ERASED, Recorded, StateCreated
 from domain.ids import Position, StateId
 from domain.origin import parents_of
 from domain.ports import LogReader
@@ -82,7 +82,7 @@ def compare_listed(
         model_id = created and getattr(created.event, "model_id", None)
         if model_id is not None and listed.model_id != model_id:
             yield broken(first, "states.model_id", model_id, legible(listed.model_id))
-    last = next((row for row in reversed(rows) if row.version is not None), None)
+    last = next((row for row in reversed(rows) if row.type != ANALYZED), None)
     if last is not None and last.version == standing.version:  # else newer events come
         told = {
             "version": standing.version,

@@ -10,11 +10,11 @@ from msgspec import Struct
 from app import pictures
 from app.operations.analysis.analyze import Analyzed
 from app.representations import files, nested
-from app.representations.negotiation import Range, best, ranges
+from app.representations.negotiation import NotAcceptable, Range, best, ranges
 from app.streams import EventStream
 from domain.analysis.parameters import Parameters
 from domain.analysis.result import Result, Tensor
-from domain.errors import NotAcceptable, invalid
+from domain.errors import invalid
 
 JSON: Final = "application/json"
 SAFETENSORS: Final = "application/vnd.safetensors"

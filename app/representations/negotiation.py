@@ -6,9 +6,23 @@ from typing import Final
 
 from msgspec import Struct
 
+from domain.errors import Refusal
+
 _TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _RANGE: Final = re.compile(rf"(?!\*/(?!\*$))({_TOKEN})/({_TOKEN})")
 _WEIGHT: Final = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?", re.ASCII)
+
+
+class NotAcceptable(Refusal):
+    """The answer cannot be had in any form that the client accepts."""
+
+    slug = "not-acceptable"
+
+    def __init__(self, available: Sequence[str], hint: str = "") -> None:
+        super().__init__(
+            f"this can be had as {', '.join(available)}: name one of them in Accept{hint}",
+            available=available,
+        )
 
 
 class Range(Struct, frozen=True):

@@ -5,9 +5,11 @@ from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
+from msgspec import UNSET, Struct
 
 from app.operations.analysis.analyze import Analyzed
 from app.representations import elements
+from app.representations.answers import Described, Looked
 from domain.analysis.result import Result, Tensor
 from domain.errors import ResultTooLarge
 
@@ -38,29 +40,32 @@ def check(result: Result) -> None:
 def parts(found: Analyzed) -> Iterator[bytes]:
     """The JSON of an answer: whose it is, what was found, and what its tensors are."""
     state, result = found.state, found.result
-    head = {
-        "state_id": state.state_id,
-        "version": state.version,
-        "model_id": state.model_id,
-        "fingerprint": found.fingerprint,
-        **msgspec.to_builtins(result.facts),
-    }
-    yield msgspec.json.encode(head)[:-1]
+    looked = Looked(
+        state_id=state.state_id,
+        version=state.version,
+        model_id=state.model_id,
+        fingerprint=found.fingerprint,
+    )
+    yield b"{" + _members(looked, result.facts)
     nulls = 0
     for tensor in result.tensors:
         if tensor.inline:
             yield b"," + msgspec.json.encode(tensor.name) + b":"
             nulls += yield from _lists(tensor, tensor.shape, 0)
-    views = [elements.view(tensor, inline=tensor.inline) for tensor in result.tensors]
-    tail: dict[str, Any] = {"tensors": views}
-    if notes := _notes(result, nulls):
-        tail["note"] = notes
-    if result.beside is not None:
-        tail |= msgspec.to_builtins(result.beside)
-    yield b"," + msgspec.json.encode(tail)[1:]
+    described = Described(
+        tensors=tuple(elements.view(tensor, inline=tensor.inline) for tensor in result.tensors),
+        note=_note(result, nulls) or UNSET,
+    )
+    yield b"," + _members(described, result.beside) + b"}"
 
 
-def _notes(result: Result, nulls: int) -> str:
+def _members(*structs: Struct | None) -> bytes:
+    """The fields of structs as they stand in one JSON object."""
+    encoded = (msgspec.json.encode(struct)[1:-1] for struct in structs if struct is not None)
+    return b",".join(filter(None, encoded))
+
+
+def _note(result: Result, nulls: int) -> str:
     notes = []
     if nulls:
         notes.append(f"{nulls} elements are null: NaN or infinite, which JSON has no number for")

@@ -179,22 +179,20 @@ async def _answer(
     version: int | None,
     question: asked.Parameters,
 ) -> Response[Any]:
-    """The answer, in the form that the client accepts; nothing is computed for one that left."""
+    """The answer, in the form that the client accepts; nobody works on for one that has left."""
     form = wanted(request, question)
     digest = hashlib.sha256(request.scope["query_string"] + await request.body()).digest()
-    looking = analyze(
-        service,
-        await call_of(request, digest),
-        StateId(state_id),
-        None if version is None else Version(version),
-        question,
-        check=form.check,
-    )
+    call = await call_of(request, digest)
+    which = None if version is None else Version(version)
+
+    async def answer() -> Response[Any]:
+        found = await analyze(service, call, StateId(state_id), which, question, check=form.check)
+        return await represent(form, found, headers=etag(found.state.version))
+
     try:
-        found = await unless_left(request, looking)
+        return await unless_left(request, answer())
     except ClientLeft:
         return Response(None, status_code=CLIENT_LEFT)
-    return await represent(form, found, headers=etag(found.state.version))
 
 
 router = Router(

@@ -11,7 +11,7 @@ from domain.errors import FieldProblem, InvalidInput
 from domain.ids import TokenId
 from domain.models import Dimensions
 
-DEFAULT_TOP_K: Final = 10
+_TOP_K: Final = 10
 """Weights that are given of each row where the answer is sparse and no number is named."""
 
 _FIGURES: Final = 3
@@ -28,9 +28,11 @@ class AttentionFacts(Struct, frozen=True, kw_only=True):
     """What is said of attention beside its numbers.
 
     Rows are the tokens from ``start`` up to ``end``, the queries; columns are the tokens from 0 up
-    to ``end``, the keys, with ids ``token_ids`` and texts ``tokens``. The ``layers`` and ``heads``
-    are null if one ``layer`` or ``head`` was named, and both of heads for the mean over them;
-    a rollout goes up to ``layer``. ``top_k`` is null if the answer is not sparse.
+    to ``end``, the keys, with ids ``token_ids`` and texts ``tokens``.
+
+    Of ``layer`` and ``layers``, and of ``head`` and ``heads``, the one that was named is given;
+    neither of heads for the mean over them. A rollout goes up to ``layer``, a summary always lists
+    ``layers`` and ``heads``. ``top_k`` is null where the answer is not sparse.
     """
 
     method: Literal["weights", "rollout", "summary"]
@@ -77,6 +79,36 @@ def select(asked: AttentionParameters, dimensions: Dimensions, held: int) -> Sel
     )
 
 
+def describe(
+    asked: AttentionParameters,
+    selection: Selection,
+    token_ids: tuple[TokenId, ...],
+    tokens: tuple[str, ...],
+) -> AttentionFacts:
+    """The facts of an answer, with ids and texts of the keys."""
+    summary = asked.method == "summary"
+    layer = selection.layers[-1] if asked.method == "rollout" else asked.layer
+    return AttentionFacts(
+        method=asked.method,
+        format=asked.format,
+        layer=None if summary else layer,
+        layers=selection.layers if summary else asked.layers,
+        head=None if summary else asked.head,
+        heads=selection.heads if summary else asked.heads,
+        start=selection.rows.start,
+        end=selection.rows.stop,
+        threshold=asked.threshold,
+        top_k=largest_of(asked),
+        token_ids=token_ids,
+        tokens=tokens,
+    )
+
+
+def largest_of(asked: AttentionParameters) -> int | None:
+    """How many weights of each row are asked for; null for all."""
+    return None if asked.format == "dense" else asked.top_k or _TOP_K
+
+
 def check_sizes(
     asked: AttentionParameters, selection: Selection, dimensions: Dimensions, limit: int
 ) -> None:
@@ -103,7 +135,8 @@ def check_sizes(
 
 def _row_bytes(asked: AttentionParameters, keys: int) -> int:
     """A dense row has a float for each key; a sparse one indices of 8 bytes and floats."""
-    return keys * 4 if asked.format == "dense" else (asked.top_k or DEFAULT_TOP_K) * 12
+    top_k = largest_of(asked)
+    return keys * 4 if top_k is None else top_k * 12
 
 
 def _layers(asked: AttentionParameters, count: int) -> tuple[int, ...]:

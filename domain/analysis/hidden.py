@@ -1,7 +1,8 @@
 """Hidden states: which may be asked for, and what is said of them.
 
 Of a model with ``n`` layers there are ``n + 1``: 0 is the embedding, ``i`` what comes out of the
-i-th layer, the last one is normalised.
+i-th layer, the last one is normalised; a model that makes it narrower before the head, as OPT may,
+does so later.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,9 @@ from domain.analysis.parameters import EmbeddingParameters, HiddenParameters
 from domain.analysis.ranges import check_index, check_indices, check_position, check_size, positions
 from domain.analysis.result import Dtype
 from domain.models import Dimensions
+
+Pooling = Literal["none", "mean", "last"]
+"""What one vector is made of for a range: nothing, all hidden states, or the last of them."""
 
 WIDEST_ITEM_BYTES: Final = 4
 """Hidden states are float32 or narrower."""
@@ -30,7 +34,7 @@ class HiddenFacts(Struct, frozen=True, kw_only=True):
     layers: tuple[int, ...]
     start: int
     end: int
-    pooling: Literal["none", "mean", "last"]
+    pooling: Pooling
     shape: tuple[int, ...]
     dtype: Dtype
 

@@ -3,8 +3,8 @@
 A text is computed whole and alone, by transformers' own modules on the engine's one thread, between
 two passes of other models. So its shapes are those of the text, whatever else runs. Only linear
 layers may use several threads, where the probe finds that this changes no bit; their rows are
-padded to a fixed tile. Streams wait for a text as long as it takes: what the model's
-context holds at most.
+padded to a fixed tile. Streams wait for a text as long as it takes: as much as the model's context
+holds, at most.
 """
 
 import asyncio

@@ -95,14 +95,15 @@ def _load_folder(
     fast = transformers.AutoTokenizer.from_pretrained(folder, **_OURS_ALONE)
     tokenizer = Tokenizer(fast, lossy=classifier)
     auto: Any = transformers.AutoModelForCausalLM
+    attention: str | None = "eager"  # to be swapped for ours
     if classifier:
-        auto = transformers.AutoModelForSequenceClassification
+        auto, attention = transformers.AutoModelForSequenceClassification, None
     model: nn.Module
     model, found = auto.from_pretrained(
         folder,
         config=config,
         dtype=dtype,
-        attn_implementation="eager",
+        attn_implementation=attention,
         use_safetensors=True,
         output_loading_info=True,
         **_OURS_ALONE,

@@ -81,6 +81,7 @@ def test_every_method_and_format_has_its_shape(client: httpx.Client, state_id: s
     summary = analyze(client, state_id, method="summary", **rows)
     for figure in ("entropy", "distance", "first_token"):
         assert np.shape(summary[figure]) == (LAYERS, HEADS)
+    assert (summary["layers"], summary["layer"]) == (list(range(LAYERS)), None)
 
 
 def test_an_analysis_is_an_event_that_changes_nothing_and_verifies(client: httpx.Client) -> None:

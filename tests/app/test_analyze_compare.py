@@ -1,6 +1,7 @@
 """Two states, or two versions of one, compared token by token, and recorded."""
 
 import io
+import json
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -214,7 +215,7 @@ def test_what_was_said_of_another_model_holds_under_its_numerics_only(
     client: httpx.Client, database: Path
 ) -> None:
     a, b = state_with(client, OPENING), state_with(client, OPENING, model_id="other")
-    request = {
+    request: dict[str, Any] = {
         "url": "/v1/analyze/compare",
         "json": {"state_id": a, "other_state_id": b},
         "headers": {"Idempotency-Key": f"compare-{a}"},
@@ -222,16 +223,19 @@ def test_what_was_said_of_another_model_holds_under_its_numerics_only(
     first = ok(client.post(**request))
     assert ok(client.post(**request)) == first
     with sqlite3.connect(database) as connection:  # as if the other model had been another one
-        connection.execute(
-            "UPDATE events SET payload = json_set(payload, '$.parameters.other_fingerprint', 'x')"
-            " WHERE state_id = ? AND type = 'state_analyzed'",
-            (a,),
-        )
+        where = "WHERE state_id = ? AND type = 'state_analyzed'"
+        (payload,) = connection.execute(f"SELECT payload FROM events {where}", (a,)).fetchone()
+        changed = json.loads(payload)
+        changed["parameters"]["other_fingerprint"] = "x"
+        connection.execute(f"UPDATE events SET payload = ? {where}", (json.dumps(changed), a))
     problem = assert_problem(client.post(**request), 409, "fingerprint-changed")
     assert problem["begun_fingerprint"] == "x"
     report = verify(client, state_id=a)
+    with sqlite3.connect(database) as connection:
+        connection.execute(f"UPDATE events SET payload = ? {where}", (payload, a))
     assert {each["field"] for each in report["divergences"]} == {"hash"}  # of the row alone
     assert any("not re-executed" in note for note in report["notes"])
+    assert_equal(client, a, 1)
 
 
 def test_models_of_two_vocabularies_are_refused(client: httpx.Client) -> None:

@@ -12,7 +12,11 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from app.operations.analysis import stored
+from domain.analysis.tokens import perplexity
 from infra.engine.engine import Engine
 from tests.app.api import (
     LONG_TEXT,
@@ -99,11 +103,11 @@ def sources(found: Json) -> tuple[int, int]:
 
 
 def assert_true(
-    client: httpx.Client, state_id: str, stored: int, computed: int, **asked: Any
+    client: httpx.Client, state_id: str, told_by_log: int, computed: int, **asked: Any
 ) -> Json:
     """So many tokens came from the log, and all are bit for bit what is computed from nothing."""
     found = analyze(client, state_id, **asked)
-    assert sources(found) == (stored, computed)
+    assert sources(found) == (told_by_log, computed)
     assert told(found) == recomputed(client, state_id, **asked)
     report = verify(client, state_id=state_id)
     assert (report["result"], report["tokens_reused"]) == ("equal", 0)
@@ -154,6 +158,17 @@ def test_perplexity_is_over_the_scored_tokens_of_the_range(client: httpx.Client)
     first = analyze(client, state_id, end=1, top_k=2)
     assert (len(first["tokens"]), first["perplexity"]) == (1, None)
     assert sources(first) == (0, 0)
+
+
+@given(st.lists(st.floats(-600, 0), min_size=1, max_size=30))
+def test_perplexity_is_the_exponential_of_the_mean_surprisal(logprobs: list[float]) -> None:
+    expected = math.exp(-math.fsum(logprobs) / len(logprobs))
+    assert perplexity(logprobs) == pytest.approx(expected, rel=1e-15)
+
+
+@pytest.mark.parametrize("logprobs", [[], [-1.0, -math.inf], [-800.0]])
+def test_there_is_no_perplexity_that_is_no_number(logprobs: list[float]) -> None:
+    assert perplexity(logprobs) is None
 
 
 def test_tokens_inside_a_character_come_with_their_bytes(client: httpx.Client) -> None:
@@ -330,12 +345,19 @@ def test_a_merge_has_other_tokens_before_it_and_is_computed(client: httpx.Client
     assert_true(client, merged["state_id"], 0, len(PROMPT) + NEW + 2)
 
 
-def test_many_small_events_are_read_page_by_page(client: httpx.Client) -> None:
-    state_id = generated(client, 3)
+def test_events_are_read_page_by_page_and_not_too_many(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state_id = generated(client, 3, store_logits="full")
     for temperature in range(70):
         configure(client, state_id, temperature=temperature / 70)
     generate(client, state_id, 2, **WARM)
-    assert_true(client, state_id, 5, 4)
+    assert_true(client, state_id, 5, 4, top_k=1)
+    monkeypatch.setattr(stored, "MAX_PAGES", 1)
+    assert_true(client, state_id, 2, 7, top_k=1)
+    monkeypatch.setattr(stored, "MAX_ROW_BYTES", 2 * 4 * 1024 - 1)  # of two whole rows
+    assert_true(client, state_id, 0, 9, top_k=1)
+    assert_true(client, state_id, 2, 7)
 
 
 def test_what_other_numerics_found_is_computed_again(

@@ -21,7 +21,6 @@ from tests.app.api import (
     configure,
     create,
     delete,
-    events,
     fork,
     forward,
     generate,
@@ -101,10 +100,9 @@ def test_another_text_is_classified_without_being_appended(client: httpx.Client)
     own = classify(client, sentiment(client, SAD))
     assert {**found, "state_id": None} == {**own, "state_id": None}
     assert read(client, state_id, include="tokens") == before
-    *_, event = events(client, state_id)
-    assert event["type"] == "state_analyzed"
+    (event,) = ok(client.get(f"/v1/states/{state_id}/analyses"))["events"]
     assert event["payload"]["parameters"] == {"kind": "classify", "text": SAD, "labels": None}
-    assert event["version"] is None
+    assert (event["version"], event["at_version"]) == (None, 1)
 
 
 def test_logits_come_with_their_exact_bits(client: httpx.Client) -> None:
@@ -285,7 +283,8 @@ def test_labels_are_weighed_by_how_likely_they_come_next(
     assert (found["label"], found["scores"][0]["label"]) == (best, best)
     assert found["score"] == max(one["score"] for one in found["scores"])
     assert read(client, state["state_id"])["version"] == state["version"]
-    assert verify(client, state_id=state["state_id"])["result"] == "equal"
+    report = verify(client, state_id=state["state_id"])
+    assert (report["result"], report["analyses"]) == ("equal", 1)
 
 
 def test_of_labels_that_are_as_likely_the_first_one_is_named(client: httpx.Client) -> None:

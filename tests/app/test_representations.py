@@ -19,11 +19,11 @@ from msgspec import Struct
 
 from app.operations.analysis.analyze import Analyzed
 from app.representations import files, forms, nested
-from app.representations.negotiation import best, ranges
+from app.representations.negotiation import NotAcceptable, best, ranges
 from app.streams import EventStream
 from domain.analysis.parameters import NextParameters
 from domain.analysis.result import ITEM_BYTES, Dtype, Result, Tensor
-from domain.errors import InvalidInput, NotAcceptable, ResultTooLarge
+from domain.errors import InvalidInput, ResultTooLarge
 from tests.app.api import Json
 from tests.builders import created, live
 

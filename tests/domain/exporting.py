@@ -7,7 +7,7 @@ import msgspec
 
 from domain.chain import Head, Row, blobs_digest, genesis
 from domain.content import StoredLogits
-from domain.events import Event, StateCreated
+from domain.events import Event, StateAnalyzed, StateCreated
 from domain.export import (
     FORMAT,
     EventLine,
@@ -33,10 +33,13 @@ FINGERPRINT = Fingerprint.of({"cpu": "any", "deterministic": True})
 
 
 def chained(*happened: tuple[int, Event], log_id: str = LOG_ID, **columns: Any) -> list[Row]:
-    """Rows of a log in which these events happened to states of these numbers, in order."""
+    """Rows of a log in which these events happened to states of these numbers, in order.
+
+    Analyses see the newest version.
+    """
     head, versions, rows = genesis(log_id), dict[int, int](), list[Row]()
     for number, event in happened:
-        versions[number] = versions.get(number, 0) + 1
+        versions[number] = versions.get(number, 0) + (not isinstance(event, StateAnalyzed))
         rows.append(
             row(event, version=versions[number], head=head, state_id=state_id(number), **columns)
         )

@@ -10,35 +10,50 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from domain.analysis.parameters import CompareParameters, Parameters
 from domain.canonical import as_json
 from domain.chain import COLUMNS, SEALED, Head, Row, follow, genesis, row_hash
 from domain.content import Fragment
 from domain.events import (
+    ANALYZED,
     SCHEMA,
     ContinuationsGenerated,
     Event,
     FinishReason,
     HeadRewound,
     Recorded,
+    StateAnalyzed,
     StateCreated,
     TokensGenerated,
     decode,
     encode,
     event_type,
+    misnumbered,
+    needs,
 )
 from domain.fingerprint import Fingerprint
-from domain.ids import Position
+from domain.ids import Position, StateId, Version
 from domain.intents import GenerationStarted
 from domain.log_errors import EventErased, UnknownEvent
 from domain.origin import Origin
 from domain.state import Deleted, Erased, Live, State, fold
 from domain.transfer import source_in
-from tests.builders import FINGERPRINT, RECORDED_AT, created, fragments, history, row, state_id
-from tests.domain import schema_1, schema_2, schema_3
+from tests.builders import (
+    FINGERPRINT,
+    RECORDED_AT,
+    analyzed,
+    created,
+    fragments,
+    history,
+    recorded,
+    row,
+    state_id,
+)
+from tests.domain import schema_1, schema_2, schema_3, schema_4
 from tests.domain.replaying import Story, stories
 
 DATA: Final = Path(__file__).parent / "data"
-WRITTEN: Final = {1: schema_1, 2: schema_2, 3: schema_3}
+WRITTEN: Final = {1: schema_1, 2: schema_2, 3: schema_3, 4: schema_4}
 """What each schema's files hold."""
 
 
@@ -58,9 +73,9 @@ def write_files() -> None:
     """Write the data files of this schema, once it has come to be. They are never changed."""
     head, lines = genesis(log_id(SCHEMA)), []
     for state, version, event in WRITTEN[SCHEMA].the_history():
-        computed = hasattr(event, "start") or isinstance(event, StateCreated)
+        computed = hasattr(event, "start") or isinstance(event, StateCreated | StateAnalyzed)
         fingerprint = FINGERPRINT.id if computed else None
-        columns = {"fingerprint": fingerprint, "source": schema_3.source(state, version)}
+        columns = {"fingerprint": fingerprint, "source": schema_4.source(state, version)}
         one = row(event, version=version, head=head, state_id=state, **columns)
         head = Head(one.position, one.hash)
         lines.append(msgspec.json.encode(dict(zip(COLUMNS, one.columns(), strict=True))))
@@ -124,7 +139,8 @@ def test_the_chain_of_the_committed_rows_still_holds(schema: int) -> None:
 
 
 def state_of(schema: int, number: int) -> State | None:
-    return fold(one for one in committed(schema) if one.state_id == state_id(number))
+    own = (one for one in committed(schema) if one.state_id == state_id(number))
+    return fold(one for one in own if one.row.version is not None)
 
 
 def test_the_rows_of_schema_1_lead_to_the_same_states() -> None:
@@ -156,6 +172,69 @@ def test_the_rows_of_schema_3_lead_to_the_same_states() -> None:
     assert (imported.content.text, imported.version) == ("abcdé", 3)
     assert imported.created_at == "2025-12-31T23:59:59.999999Z"
     assert imported.modified_at == RECORDED_AT
+
+
+def test_the_rows_of_schema_4_lead_to_the_same_states() -> None:
+    assert [state_of(4, number) for number in range(6)] == [state_of(3, n) for n in range(6)]
+    looked_into, classified = state_of(4, 6), state_of(4, 7)
+    assert isinstance(looked_into, Live)
+    assert (looked_into.content.text, looked_into.version) == ("abcd", 2)
+    assert isinstance(classified, Live)
+    assert (classified.content.text, classified.model_type) == ("abcd", "sequence_classification")
+
+
+def test_the_rows_of_this_schema_hold_every_question_that_can_be_asked() -> None:
+    decoded = [one.event for one in committed(SCHEMA)]
+    asked = {type(one.parameters) for one in decoded if isinstance(one, StateAnalyzed)}
+    assert asked == set(get_args(Parameters))
+
+
+def test_the_row_of_an_analysis_has_the_version_that_it_saw_and_none_of_its_own() -> None:
+    for one in committed_rows(4):
+        assert list(misnumbered(one)) == []
+        assert (one.version is None) == (one.type == ANALYZED)
+
+
+@pytest.mark.parametrize(
+    ("event", "columns", "wrong"),
+    [
+        (created(), {"version": None}, ["version"]),
+        (created(), {"version": Version(0)}, ["version"]),
+        (created(), {"at_version": Version(1)}, ["at_version"]),
+        (created(), {"version": None, "at_version": Version(1)}, ["version", "at_version"]),
+        (analyzed(), {"at_version": None}, ["at_version"]),
+        (analyzed(), {"at_version": Version(-1)}, ["at_version"]),
+        (analyzed(), {"version": Version(1)}, ["version"]),
+        (analyzed(), {"version": Version(1), "at_version": None}, ["at_version", "version"]),
+    ],
+)
+def test_a_row_has_a_version_or_saw_one(
+    event: Event, columns: dict[str, Any], wrong: list[str]
+) -> None:
+    right = row(event)
+    assert list(misnumbered(right)) == []
+    changed = msgspec.structs.replace(right, **columns)
+    assert [name for name, _ in misnumbered(changed)] == wrong
+
+
+def compared(state: StateId, version: int) -> StateAnalyzed:
+    other = CompareParameters(other_state_id=state, other_version=Version(version))
+    return analyzed(parameters=other)
+
+
+@pytest.mark.parametrize(
+    ("event", "version"),
+    [
+        (analyzed(), 3),
+        (compared(state_id(), 2), 3),
+        (compared(state_id(), 5), 5),
+        (compared(state_id(1), 2), None),
+    ],
+)
+def test_an_analysis_needs_its_state_up_to_a_version(
+    event: StateAnalyzed, version: int | None
+) -> None:
+    assert needs(recorded(event, version=3)) == version
 
 
 def test_rows_that_were_imported_name_the_same_source() -> None:
@@ -207,6 +286,8 @@ WRITTEN_FILES: Final = {
     "intents_schema_2.jsonl": "d4f3f01a78fbef7f7943d667b97660a2cbfc3321d25ea162a80ba042d71b65c3",
     "events_schema_3.jsonl": "31aeb1d023709228e71e360a21a224b53ef9ca80a59305a6663a599143716264",
     "intents_schema_3.jsonl": "d4f3f01a78fbef7f7943d667b97660a2cbfc3321d25ea162a80ba042d71b65c3",
+    "events_schema_4.jsonl": "1cfe2a8f0eb7ddba7d10d77b03f3974f579f19cdd81eac045a32da75e9d5ea67",
+    "intents_schema_4.jsonl": "d4f3f01a78fbef7f7943d667b97660a2cbfc3321d25ea162a80ba042d71b65c3",
 }
 
 

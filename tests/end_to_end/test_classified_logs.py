@@ -82,7 +82,7 @@ async def test_what_was_classified_is_found_equal_and_nothing_of_its_tokens_is_c
 ) -> None:
     report = await verify(log, models)
     assert (report.result, report.divergences, report.notes) == ("equal", (), ())
-    assert (report.events_checked, report.states_checked) == (LABELLED, 2)
+    assert (report.events_checked, report.states_checked, report.analyses) == (LABELLED, 2, 3)
     assert report.tokens_reused == 0
 
 

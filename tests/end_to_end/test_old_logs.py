@@ -22,8 +22,11 @@ DATA: Final = Path(__file__).parent / "data"
 HEADS: Final = {
     1: "21:ecae4f91574629822202227d2c1789e0387fc678f2ed951ec8f9089aa63408e0",
     2: "42:d1c37220aad9e34e894eb029b5af668bb3cbb678968bb744977d0e09d6ca8f25",
+    3: "45:717ec4c50942e2469fc2928a4c1c6491ea2d01766a9b1f8c71dc064feabbc415",
 }
 """By schema, the head as it was when the log was written."""
+MIGRATED: Final = {1: 1, 2: 1, 3: 2}
+"""By schema, the newest migration that there was."""
 NO_KEYS: Final = {"an event whose key is not there"}
 """What these logs' clients did not send."""
 
@@ -68,15 +71,17 @@ def head_of(text: str) -> Head:
 
 def test_an_old_log_is_of_its_schema(old: Old) -> None:
     assert query(old.original, "SELECT DISTINCT schema FROM events") == [(old.schema,)]
-    assert query(old.original, "SELECT max(number) FROM schema_migrations") == [(1,)]
+    newest = [(MIGRATED[old.schema],)]
+    assert query(old.original, "SELECT max(number) FROM schema_migrations") == newest
 
 
 def test_an_old_log_is_migrated_after_a_copy_was_made_of_it(old: Old) -> None:
-    copy = Path(f"{old.database}.backup-1")
-    assert query(copy, "SELECT max(number) FROM schema_migrations") == [(1,)]
+    number = MIGRATED[old.schema]
+    copy = Path(f"{old.database}.backup-{number}")
+    assert query(copy, "SELECT max(number) FROM schema_migrations") == [(number,)]
     events = "SELECT * FROM events ORDER BY position"
     assert query(copy, events) == query(old.original, events)
-    assert old.read("SELECT max(number) >= 2 FROM schema_migrations") == [(1,)]
+    assert old.read("SELECT max(number) >= 3 FROM schema_migrations") == [(1,)]
 
 
 def test_an_old_log_keeps_its_events_and_its_head(old: Old) -> None:
@@ -133,3 +138,14 @@ def test_an_old_log_goes_on(old: Old) -> None:
     assert walk_chain(old.database, before).position == before.position + 1
     newest = "SELECT schema FROM events ORDER BY position DESC LIMIT 1"
     assert old.read(newest) == [(SCHEMA,)]
+
+
+def test_an_old_log_can_be_looked_into(old: Old) -> None:
+    sql = "SELECT state_id FROM states WHERE deleted = 0 ORDER BY created_position DESC LIMIT 1"
+    ((state_id,),) = old.read(sql)
+    old.get(f"/v1/analyze/next/{state_id}?version=1")
+    newest = "SELECT type, version, at_version, schema FROM events ORDER BY position DESC LIMIT 1"
+    assert old.read(newest) == [("state_analyzed", None, 1, SCHEMA)]
+    assert len(old.get(f"/v1/states/{state_id}/analyses")["events"]) == 1
+    report = verified(old.client)
+    assert (report["divergences"], report["analyses"]) == ([], 1)

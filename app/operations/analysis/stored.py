@@ -1,7 +1,8 @@
 """What was recorded of a state's tokens when it got them, where it is still true of them."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from itertools import takewhile
 from typing import Final
 
 from domain.analysis.tokens import Likeliest, Measured, likeliest_of, possible
@@ -31,6 +32,9 @@ PAGE: Final = 64
 
 MAX_PAGES: Final = 256
 """What only still older events know is computed again."""
+
+MAX_ROW_BYTES: Final = 64 << 20
+"""Whole rows of logits that are read of one event; where there are more they are computed again."""
 
 
 async def stored(
@@ -137,10 +141,12 @@ async def _likeliest(
     kept = event.stored_logits
     if kept is None or (kept.kind == "top_k" and kept.k < needed):
         return None
+    if kept.kind == "full" and 4 * model.vocabulary_size * _rows(event) > MAX_ROW_BYTES:
+        return None
     rows = await log.logits(recorded.position)
     if await asyncio.to_thread(blobs_digest, rows) != kept.digest:
         return None  # let go of
-    first = _rows_before(event, run)
+    first = _rows(event, run)
     rows = rows[first + steps.start : first + steps.stop]
     if kept.kind == "full":
         rows = tuple(await model.largest(rows, top_k))
@@ -150,9 +156,7 @@ async def _likeliest(
     ]
 
 
-def _rows_before(event: TokensGenerated | ContinuationsGenerated, run: Run) -> int:
-    """How many rows are stored of an event before those of one of its runs."""
-    if isinstance(event, TokensGenerated):
-        return 0
-    before = event.continuations[: event.continuations.index(run)]
-    return sum(len(each.content.tokens) for each in before)
+def _rows(event: TokensGenerated | ContinuationsGenerated, before: Run | None = None) -> int:
+    """How many rows are stored of an event, in all or before those of one of its runs."""
+    runs: Sequence[Run] = [event] if isinstance(event, TokensGenerated) else event.continuations
+    return sum(len(run.content.tokens) for run in takewhile(lambda run: run is not before, runs))

@@ -12,13 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from domain.analysis.attention import (
-    DEFAULT_TOP_K,
-    AttentionFacts,
-    Selection,
-    check_sizes,
-    select,
-)
+from domain.analysis import result
+from domain.analysis.attention import Selection, check_sizes, describe, largest_of, select
 from domain.analysis.parameters import AttentionParameters
 from domain.analysis.result import Result
 from domain.ids import TokenId
@@ -52,32 +47,25 @@ async def attention(
     text = tokens[: rows.stop]
     look = Look(tokens=text, start=first, queries=layers, caches=layers)
     seen = await model.observe(look, private=private)
-    facts = AttentionFacts(
-        method=asked.method,
-        format=asked.format,
-        layer=selection.layers[-1] if asked.method == "rollout" else asked.layer,
-        layers=selection.layers if asked.method == "summary" else asked.layers,
-        head=asked.head,
-        heads=selection.heads if asked.method == "summary" else asked.heads,
-        start=rows.start,
-        end=rows.stop,
-        threshold=asked.threshold,
-        top_k=None if asked.format == "dense" else asked.top_k or DEFAULT_TOP_K,
-        token_ids=text,
-        tokens=model.fragment((), text).pieces(),
-    )
-    found = await asyncio.to_thread(_compute, seen, asked, selection, first)
-    tensors = (
+    facts = describe(asked, selection, text, model.fragment((), text).pieces())
+    tensors = await asyncio.to_thread(_tensors, seen, asked, selection, first)
+    return Result(facts=facts, tensors=tensors)
+
+
+def _tensors(
+    seen: Seen, asked: AttentionParameters, selection: Selection, first: int
+) -> tuple[result.Tensor, ...]:
+    """The tensors of an answer; queries were seen from the position ``first`` on."""
+    found, rows = _compute(seen, asked, selection, first), selection.rows
+    return tuple(
         packed(name, values, layers=selection.layers, start=rows.start, end=rows.stop)
         for name, values in found.items()
     )
-    return Result(facts=facts, tensors=tuple(tensors))
 
 
 def _compute(
     seen: Seen, asked: AttentionParameters, selection: Selection, first: int
 ) -> dict[str, Tensor]:
-    """The tensors of an answer, by name; queries were seen from the position ``first`` on."""
     layers = (
         LayerWeights(*seen.queries[layer], seen.keys[layer], first) for layer in selection.layers
     )
@@ -136,7 +124,7 @@ class _Rows:
     def __init__(self, asked: AttentionParameters, matrices: tuple[int, int], rows: range) -> None:
         self._threshold = np.float64(asked.threshold)  # not to be rounded to float32
         self._rows = rows
-        self._top_k = None if asked.format == "dense" else asked.top_k or DEFAULT_TOP_K
+        self._top_k = largest_of(asked)
         shape = (*matrices, len(rows), rows.stop if self._top_k is None else self._top_k)
         self._values = np.empty(shape, np.float32)
         self._indices = None if self._top_k is None else np.empty(shape, np.int64)

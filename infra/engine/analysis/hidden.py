@@ -7,7 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from domain.analysis.hidden import EmbeddingFacts, HiddenFacts, asked_embedding, asked_hidden
+from domain.analysis.hidden import (
+    EmbeddingFacts,
+    HiddenFacts,
+    Pooling,
+    asked_embedding,
+    asked_hidden,
+)
 from domain.analysis.parameters import EmbeddingParameters, HiddenParameters
 from domain.analysis.result import Result
 from domain.ids import TokenId
@@ -29,19 +35,23 @@ async def hidden(
     layers, span = asked_hidden(parameters, model.dimensions, len(tokens), model.max_result_bytes)
     read = span[-1:] if parameters.pooling == "last" else span
     states = await _states(model, tokens, layers, read, private=private)
-    match parameters.pooling:
+    return await asyncio.to_thread(_found, states, layers, span, parameters.pooling)
+
+
+def _found(states: list[Tensor], layers: tuple[int, ...], span: range, pooling: Pooling) -> Result:
+    """What is found in hidden states of layers, each ``(positions, width)``."""
+    match pooling:
         case "mean":
-            states = [await asyncio.to_thread(mean, each) for each in states]
+            states = list(map(mean, states))
         case "last":
             states = [each[-1] for each in states]
-    found = await asyncio.to_thread(
-        packed, "hidden_states", torch.stack(states), layers=layers, start=span.start, end=span.stop
-    )
+    whole = torch.stack(states)
+    found = packed("hidden_states", whole, layers=layers, start=span.start, end=span.stop)
     facts = HiddenFacts(
         layers=layers,
         start=span.start,
         end=span.stop,
-        pooling=parameters.pooling,
+        pooling=pooling,
         shape=found.shape,
         dtype=found.dtype,
     )

@@ -48,7 +48,7 @@ async def lens(
     layers, span = asked_lens(parameters, model.dimensions, len(tokens), model.max_result_bytes)
     look = Look(tokens=tokens[: span.stop], start=span.start, residual=frozenset(layers))
     seen = await model.observe(look, private=private)
-    states = torch.cat([seen.residual[layer] for layer in layers])
+    states = await asyncio.to_thread(torch.cat, [seen.residual[layer] for layer in layers])
     following = tokens[span.start + 1 : span.stop + 1]
     followers = [*following, *[None] * (len(span) - len(following))] * len(layers)
     top_k = min(parameters.top_k, model.vocabulary_size)
@@ -58,18 +58,37 @@ async def lens(
         logits = await model.project(states[begin : begin + at_once])
         those = followers[begin : begin + at_once]
         found += await asyncio.to_thread(_likeliest, logits.numpy(), those, top_k)
+    return await asyncio.to_thread(_result, model, tokens, layers, span, followers, found)
+
+
+def _result(
+    model: "TransformersModel",
+    tokens: tuple[TokenId, ...],
+    layers: tuple[int, ...],
+    span: range,
+    followers: Sequence[TokenId | None],
+    found: Sequence[Likeliest],
+) -> Result:
+    """What is found in hidden states, layer by layer, of which each position has one."""
+    before, here = tokens[: span.start], tokens[span.start : span.stop]
     facts = LensFacts(
         start=span.start,
         end=span.stop,
-        token_ids=tokens[span.start : span.stop],
-        tokens=model.fragment(tokens[: span.start], tokens[span.start : span.stop]).pieces(),
-        layers=await asyncio.to_thread(_readings, model, layers, span, followers, found),
+        token_ids=here,
+        tokens=model.fragment(before, here).pieces(),
+        layers=_readings(model, layers, span, followers, found),
     )
-    shape = (len(layers), len(span), top_k)
-    ids = torch.from_numpy(np.stack([each.token_ids for each in found])).view(shape)
-    logprobs = torch.from_numpy(np.stack([each.logprobs for each in found])).float().view(shape)
+    ids = torch.from_numpy(np.stack([each.token_ids for each in found]))
+    logprobs = torch.from_numpy(np.stack([each.logprobs for each in found])).float()
     tensors = tuple(
-        packed(name, values, layers=layers, start=span.start, end=span.stop, inline=False)
+        packed(
+            name,
+            values.view(len(layers), len(span), -1),
+            layers=layers,
+            start=span.start,
+            end=span.stop,
+            inline=False,
+        )
         for name, values in (("top_token_ids", ids), ("top_logprobs", logprobs))
     )
     return Result(facts=facts, tensors=tensors)

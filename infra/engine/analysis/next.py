@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from domain.analysis.next import Candidate, Distribution, NextFacts
 from domain.analysis.parameters import NextParameters
-from domain.analysis.result import Result, Tensor
+from domain.analysis.result import Result
 from domain.config import SamplingParameters
 from domain.ids import TokenId
 from infra.engine import sampler
+from infra.engine.analysis.tensors import packed
 from infra.engine.observing import Look
 from infra.engine.processors import Processors
 from infra.engine.row_kernels import kernels
@@ -38,15 +39,7 @@ async def look_next(
     assert seen.logits is not None
     row: Row = seen.logits.numpy()
     found = await asyncio.to_thread(distribution, model, row, tokens, sampling, parameters.top_k)
-    logits = Tensor(
-        name="logits",
-        shape=row.shape,
-        dtype="float32",
-        data=row.astype("<f4").tobytes(),
-        start=place,
-        end=place + 1,
-        inline=False,
-    )
+    logits = packed("logits", seen.logits, start=place, end=place + 1, inline=False)
     return Result(facts=NextFacts(position=place, **asdict(found)), tensors=(logits,))
 
 

@@ -14,7 +14,7 @@ from infra.engine.elementary import f64
 
 
 def statistics(vectors: NDArray[np.float32]) -> Statistics:
-    """Of vectors ``(vectors, width)``."""
+    """Of vectors ``(vectors, width)``. There is one zero: which of two is the least is not told."""
     rows = np.ascontiguousarray(vectors)
     total, square, deviation, norm_total, norm_min, norm_max = _kernel()(rows)
     found = {
@@ -28,7 +28,9 @@ def statistics(vectors: NDArray[np.float32]) -> Statistics:
         "mean_vector_norm": norm_total / len(rows),
     }
     finite = all(map(math.isfinite, found.values()))
-    return Statistics(**{name: float(value) if finite else None for name, value in found.items()})
+    return Statistics(
+        **{name: float(value) + 0.0 if finite else None for name, value in found.items()}
+    )
 
 
 def _sums(rows):  # type: ignore[no-untyped-def]

@@ -8,6 +8,7 @@ that follows IEEE 754. Nothing has to be padded and nothing is left to luck.
 * :mod:`.elementwise`, :mod:`.linear`, :mod:`.attention`: the kernels;
 * :mod:`.machine`: runs a program, on several threads, in one call per forward pass;
 * :mod:`.program`: what a program is;
-* :mod:`.lowering`: makes one of a transformers model;
-* :mod:`.strategy`: puts them together.
+* :mod:`.tracing`, :mod:`.lowering`: make one of a transformers model;
+* :mod:`.sites`: where in it rows can be seen;
+* :mod:`.binding`, :mod:`.execution`: run it with the K/V of a store.
 """

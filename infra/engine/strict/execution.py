@@ -69,7 +69,7 @@ class Execution:
         """
         if not batch.tokens:
             return torch.empty(0, 0)
-        bound = self._plain if watch is None else self._showing(watch.sites)
+        bound = self._showing(watch.sites) if watch and watch.sites else self._plain
         wanted = np.array(batch.wanted, np.int64)
         logits = self._begin(bound, len(batch.tokens), wanted)
         tables, starts = _tables(batch.slices)
@@ -89,12 +89,11 @@ class Execution:
             words[word] = array.ctypes.data
         words[machine._TILE_COUNT] = len(tiles)
         done = 0
-        if watch is not None:
-            for site, place in bound.program.sites.items():
-                if site in watch.sites:
-                    self._compute(bound, done, bound.stop(site))
-                    done = bound.stop(site)
-                    watch.see(site, bound.rows(site, len(tokens)), place.weighing)
+        for site, place in bound.program.sites.items():  # a program that nobody watches has none
+            if watch and site in watch.sites:
+                self._compute(bound, done, bound.stop(site))
+                done = bound.stop(site)
+                watch.see(site, bound.rows(site, len(tokens)), place.weighing)
         self._compute(bound, done, bound.end)
         return logits[:, : self._program.vocabulary]
 

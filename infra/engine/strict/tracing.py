@@ -1,7 +1,7 @@
 """What a transformers model does to its tokens, written down by ``torch.export``."""
 
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Final
 
@@ -10,7 +10,7 @@ import transformers
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from infra.engine.forward import Site, Unsupported, Weighing
+from infra.engine.forward import Site, Unsupported, Weighing, every_site
 from infra.engine.strict.exact import rotary_buffers
 from infra.engine.watching import Layers, View
 
@@ -48,8 +48,7 @@ class _Marks:
     """A watch that has the sites of hidden states written down in the graph."""
 
     def __init__(self, layers: int) -> None:
-        residual = (Site("residual", place) for place in range(layers + 1))
-        self.sites: Collection[Site] = {*residual, Site("normalised", 0)}
+        self.sites = every_site(layers)
 
     def see(self, site: Site, rows: Tensor, weighing: Weighing | None) -> None:
         torch.ops.cacher.see(rows, site.kind, site.index)

@@ -38,6 +38,13 @@ def loaded(folder: str | Path, engine: Engine, **changes: Any) -> TransformersMo
     return small_models.language_model(folder, engine, **changes)
 
 
+def of_family(
+    family: str, folders: dict[str, str | Path], engine: Engine, tiny: TransformersModel
+) -> TransformersModel:
+    """The model of a family, loaded once."""
+    return tiny if family == small_models.CACHER_TINY else loaded(folders[family], engine)
+
+
 async def look(
     model: TransformersModel,
     question: Inside,

@@ -21,7 +21,7 @@ from infra.engine.analysis.attention_kernels import LayerWeights, roll
 from infra.engine.blocks import BLOCK_TOKENS
 from infra.engine.engine import Engine
 from infra.engine.forward import Weighing
-from infra.engine.language_model import TransformersModel
+from infra.engine.language_model import MAX_PREFILL_ROWS_BESIDE_STREAMS, TransformersModel
 from tests.builders import config
 from tests.infra.engine import small_models
 from tests.infra.engine.asking import request, steps, tokens_of
@@ -174,6 +174,7 @@ async def test_a_summary_is_of_each_head_over_the_rows(llama: TransformersModel)
     for name, values in expected.items():
         assert torch.allclose(found.tensors[name].double(), values, rtol=1e-6, atol=0)
         few = await look(llama, method="summary", layer=1, heads=(2, 0), **rows)
+        assert (few.facts.layer, few.facts.layers, few.facts.heads) == (None, (1,), (2, 0))
         assert torch.equal(few.tensors[name], found.tensors[name][1:, [2, 0]])
 
 
@@ -258,11 +259,14 @@ async def test_streams_draw_the_same_tokens_while_attention_is_looked_at(
     asked = [request(text(seed, 10 + 9 * seed), 24, seed=seed) for seed in range(8)]
     await llama.forget()
     alone = [tokens_of(await steps(llama, one)) for one in asked]
+    whole = (await look(llama, layers=(0, 1))).pattern
+    assert TOKENS > MAX_PREFILL_ROWS_BESIDE_STREAMS, "it takes several passes beside streams"
     streams = [asyncio.create_task(steps(llama, one)) for one in asked]
     random, looked = Random(0), 0
     while not all(stream.done() for stream in streams):
-        tokens = text(random.randrange(8), 70)
-        await look(llama, tokens, start=random.randrange(70), layers=(0, 1))
+        start = random.choice((0, 0, 33, 70))
+        found = await look(llama, start=start, layers=(0, 1), private=start == 0)
+        assert torch.equal(found.pattern, whole[:, start:])
         looked += 1
     assert [tokens_of(await stream) for stream in streams] == alone
     assert looked > 1

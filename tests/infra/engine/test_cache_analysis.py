@@ -32,9 +32,9 @@ def llama(engine: Engine, folders: dict[str, str | Path]) -> TransformersModel:
 
 @pytest.mark.parametrize("family", FAMILIES)
 async def test_keys_and_values_are_those_of_transformers(
-    family: str, engine: Engine, folders: dict[str, str | Path]
+    family: str, engine: Engine, folders: dict[str, str | Path], tiny: TransformersModel
 ) -> None:
-    model = inside.loaded(folders[family], engine)
+    model = inside.of_family(family, folders, engine, tiny)
     theirs = inside.computed(folders[family]).past_key_values.layers
     assert len(theirs) == model.dimensions.layers
     for layer, stored in enumerate(theirs):
@@ -137,6 +137,12 @@ def test_statistics_are_what_they_are_called() -> None:
     assert found.min_vector_norm == pytest.approx(norms.min(), abs=1e-12)
     assert found.max_vector_norm == pytest.approx(norms.max(), abs=1e-12)
     assert found.mean_vector_norm == pytest.approx(norms.mean(), abs=1e-12)
+
+
+@pytest.mark.parametrize("zeros", [(0.0, -0.0), (-0.0, 0.0), (-0.0, -0.0)])
+def test_zero_has_no_sign(zeros: tuple[float, float]) -> None:
+    found = statistics(np.array([zeros], np.float32))
+    assert all(str(getattr(found, field)) == "0.0" for field in found.__struct_fields__)
 
 
 def test_what_is_no_number_is_null() -> None:

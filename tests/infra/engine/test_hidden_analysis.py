@@ -26,9 +26,9 @@ def llama(engine: Engine, folders: dict[str, str | Path]) -> TransformersModel:
 
 @pytest.mark.parametrize("family", FAMILIES)
 async def test_hidden_states_are_those_of_transformers(
-    family: str, engine: Engine, folders: dict[str, str | Path]
+    family: str, engine: Engine, folders: dict[str, str | Path], tiny: TransformersModel
 ) -> None:
-    model = inside.loaded(folders[family], engine)
+    model = inside.of_family(family, folders, engine, tiny)
     theirs = torch.cat(inside.computed(folders[family]).hidden_states)
     layers = tuple(range(model.dimensions.layers + 1))
     ours = await look(model, HiddenParameters(layers=layers))

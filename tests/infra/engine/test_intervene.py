@@ -24,7 +24,8 @@ from domain.errors import InvalidInput
 from infra.engine.engine import Engine
 from infra.engine.language_model import TransformersModel
 from tests.infra.engine import inside
-from tests.infra.engine.asking import score
+from tests.infra.engine.asking import request, score, steps
+from tests.infra.engine.bench import text
 from tests.infra.engine.inside import FAMILIES, NEAR, TEXT, look, values
 
 HEADS = (HeadAt(layer=1, head=0), HeadAt(layer=0, head=1), HeadAt(layer=1, head=2))
@@ -99,10 +100,11 @@ def edited(plain: Any, heads: tuple[HeadAt, ...], added: tuple[Addition, ...]) -
 
 @pytest.mark.parametrize("family", FAMILIES)
 async def test_the_edited_logits_are_those_of_transformers_with_hooks(
-    family: str, engine: Engine, folders: dict[str, str | Path]
+    family: str, engine: Engine, folders: dict[str, str | Path], tiny: TransformersModel
 ) -> None:
     folder = folders[family]
-    model, plain = inside.loaded(folder, engine), inside.plain(folder)
+    model = inside.of_family(family, folders, engine, tiny)
+    plain = inside.plain(folder)
     added = additions(model.dimensions.width)
     tokens = [REPLACED.get(at, token) for at, token in enumerate(TEXT)]
     original = inside.computed(folder).logits[0, -1]
@@ -183,6 +185,18 @@ async def test_bits_are_the_same_hot_cold_private_and_among_others(
     assert cold == hot == private == among
     other = await look(llama, InterveneParameters(zero_heads=HEADS[:2]))
     assert other != cold
+
+
+async def test_streams_beside_interventions_draw_what_they_draw_alone(
+    llama: TransformersModel,
+) -> None:
+    asked = [request(text(seed, 40), 40, seed=seed) for seed in range(8)]
+    alone = [await steps(llama, each) for each in asked]
+    question = InterveneParameters(zero_heads=HEADS, add=additions(llama.dimensions.width))
+    edited = [look(llama, question, private=True) for _ in range(4)]
+    beside = await asyncio.gather(*(steps(llama, each) for each in asked), *edited)
+    assert beside[:8] == alone
+    assert all(result == beside[8] for result in beside[9:])
 
 
 async def test_what_was_edited_is_never_taken_for_the_text(llama: TransformersModel) -> None:

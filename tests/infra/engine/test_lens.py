@@ -48,9 +48,9 @@ def llama(engine: Engine, folders: dict[str, str | Path]) -> TransformersModel:
 
 @pytest.mark.parametrize("family", FAMILIES)
 async def test_it_is_the_head_of_the_normalised_hidden_states(
-    family: str, engine: Engine, folders: dict[str, str | Path]
+    family: str, engine: Engine, folders: dict[str, str | Path], tiny: TransformersModel
 ) -> None:
-    model = inside.loaded(folders[family], engine)
+    model = inside.of_family(family, folders, engine, tiny)
     theirs = of_transformers(folders[family])
     layers = model.dimensions.layers + 1
     facts, ids, logprobs = await read(model, top_k=7)
@@ -75,14 +75,10 @@ async def test_it_is_the_head_of_the_normalised_hidden_states(
 
 
 async def test_the_last_layer_is_what_the_model_says_bit_for_bit(
-    engine: Engine, folders: dict[str, str | Path]
+    engine: Engine, folders: dict[str, str | Path], tiny: TransformersModel
 ) -> None:
-    for family, dtype in (
-        ("cacher-tiny", torch.float32),
-        ("llama", torch.float32),
-        ("gpt2", torch.bfloat16),
-    ):
-        model = inside.loaded(folders[family], engine, dtype=dtype)
+    narrow = inside.loaded(folders["gpt2"], engine, dtype=torch.bfloat16)
+    for model in (tiny, inside.loaded(folders["llama"], engine), narrow):
         facts, _, _ = await read(model, top_k=5)
         scores = (await score(model, TEXT, 1)).scores
         last = facts.layers[-1].readings
@@ -150,10 +146,9 @@ async def test_texts_are_those_of_tokens_on_their_own(tiny: TransformersModel) -
 
 
 async def test_more_alternatives_than_tokens_are_all_tokens(
-    engine: Engine, folders: dict[str, str | Path]
+    llama: TransformersModel,
 ) -> None:
-    model = inside.loaded(folders["llama"], engine)
-    facts, ids, _ = await read(model, position=3, layers=(1,), top_k=100)
+    facts, ids, _ = await read(llama, position=3, layers=(1,), top_k=100)
     (reading,) = facts.layers[0].readings
     assert isinstance(reading, Reading)
     assert ids.shape == (1, 1, 100)
