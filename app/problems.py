@@ -63,7 +63,6 @@ _TITLES: Final = {
 }
 
 
-
 def described(*statuses: int) -> dict[int, ResponseSpec]:
     """What an answer with one of these statuses is, for the OpenAPI document."""
     return {

@@ -151,6 +151,8 @@ def _print(report: Report) -> None:
     click.echo(f"head {report.head['position']}:{report.head['hash']}")
     if report.range.after:
         click.echo(f"after position {report.range.after}, until {report.range.until}")
+    if report.analyses:
+        click.echo(f"analyses: {report.analyses}")
     for count, what, named in (
         (report.imported, "imported events", report.imported_from),
         (report.erased, "erased states", report.erased_states),

@@ -109,10 +109,9 @@ def _titles(facts: AttentionFacts) -> list[str]:
 
 
 def _columns(facts: AttentionFacts, maps: int) -> int:
-    """How many maps stand side by side: the heads of a layer, or as many as stand below."""
-    if facts.layers is not None and facts.heads is not None:
-        return len(facts.heads)
-    return math.ceil(math.sqrt(maps))
+    """How many maps stand side by side: the heads of a layer, or about as many as below."""
+    named = len(facts.heads or ())
+    return named if 1 < named < maps else math.ceil(math.sqrt(maps))
 
 
 def _side(places: int, maps: int) -> float:

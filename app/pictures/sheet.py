@@ -92,7 +92,7 @@ def add_scale(
     figure: "Figure", colours: "ScalarMappable", name: str, left: float, height: float
 ) -> None:
     """What colours stand for, to the right of axes of this height."""
-    axes = add_axes(figure, left, 0, 0.12, min(2.0, height))
+    axes = add_axes(figure, left, 0, 0.12, max(0.6, min(2.0, height)))
     bar = figure.colorbar(colours, cax=axes, label=name)
     bar.outline.set_linewidth(0.5)
     bar.ax.tick_params(labelsize=6)
@@ -104,7 +104,7 @@ def span(name: str, start: int, end: int) -> str:
 
 
 def label(text: str, font: str = SANS, longest: int = _LONGEST_LABEL) -> str:
-    """A token as it is to be read: with white space shown, as is what the font has no glyph for.
+    """A token as it is to be read: with white space shown, and □ for what cannot be.
 
     Of a long one the beginning.
     """
@@ -112,7 +112,7 @@ def label(text: str, font: str = SANS, longest: int = _LONGEST_LABEL) -> str:
     if len(shown) > longest:
         shown = f"{shown[: longest - 1]}…"
     known = _characters(font)
-    return "".join(one if ord(one) in known else "□" for one in shown) or "∅"
+    return "".join(one if one.isprintable() and ord(one) in known else "□" for one in shown) or "∅"
 
 
 def name_places(axis: "Axis", texts: Sequence[str], first: int, inches: float) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 MAX_TOKENS: Final = 512
 
-_WIDTH: Final = 9.0
+_WIDEST: Final = 9.0
 _LINE: Final = 0.26
 _LETTER: Final = 0.0753
 """Inches, as wide as a letter of nine points is in DejaVu Sans Mono: 0.602 of its size."""
@@ -50,6 +50,7 @@ def draw(found: Analyzed, media_type: str) -> bytes:
     """The text in lines; what nothing comes before is grey."""
     facts = _facts(found.result)
     boxes = list(_boxes(facts))
+    width = max(box.left + box.width for box in boxes)
     height = (boxes[-1].line + 1) * _LINE
 
     def paint(figure: "Figure") -> None:
@@ -59,8 +60,8 @@ def draw(found: Analyzed, media_type: str) -> bytes:
         from matplotlib.colors import Normalize
         from matplotlib.patches import Rectangle
 
-        axes = sheet.add_axes(figure, 0, 0, _WIDTH, height)
-        axes.set(xlim=(0, _WIDTH), ylim=(height, 0))
+        axes = sheet.add_axes(figure, 0, 0, width, height)
+        axes.set(xlim=(0, width), ylim=(height, 0))
         axes.set_axis_off()
         highest = max((box.surprisal or 0 for box in boxes), default=0) or 1
         scale = ScalarMappable(Normalize(0, highest), colormaps["Oranges"])
@@ -82,9 +83,9 @@ def draw(found: Analyzed, media_type: str) -> bytes:
             )
         axes.add_collection(PatchCollection(patches, facecolors=colours, linewidths=0))
         sheet.entitle(axes, found, _title(facts))
-        sheet.add_scale(figure, scale, "surprisal (nats)", _WIDTH + 0.1, height)
+        sheet.add_scale(figure, scale, "surprisal (nats)", width + 0.1, height)
 
-    return sheet.drawn((_WIDTH, height), paint, media_type)
+    return sheet.drawn((width, height), paint, media_type)
 
 
 def _facts(result: Result) -> TokensFacts:
@@ -102,7 +103,7 @@ def _boxes(facts: TokensFacts) -> Iterator[Box]:
     for token in facts.tokens:
         label = sheet.label(token.text, sheet.MONO)
         width = len(label) * _LETTER + _PADDING
-        if left + width > _WIDTH:
+        if left + width > _WIDEST:
             left, line = 0.0, line + 1
         yield Box(left, line, width, label, token.surprisal)
         left += width + 0.02

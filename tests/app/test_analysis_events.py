@@ -29,9 +29,10 @@ STREAM = {"Accept": "text/event-stream"}
 
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """Another server, with a log of its own."""
+    """Another server, with a log of its own; its model is loaded."""
     database = tmp_path_factory.mktemp("elsewhere") / "cacher.db"
     with Server(database, CACHER_THREADS="1") as running, running.client() as connected:
+        create(connected)
         yield connected
 
 

@@ -253,6 +253,7 @@ def test_a_label_is_short_visible_and_made_of_what_the_font_has(text: str) -> No
         label = sheet.label(text, font)
         assert 1 <= len(label) <= 14
         assert not set(label) & set(" \n\t")
+        assert label.isprintable()
         assert set(map(ord, label)) <= set(get_font(findfont(font)).get_charmap())
 
 

@@ -11,21 +11,23 @@ from infra.engine.threads import threads
 
 
 class TiledLinear(nn.Module):
-    """A linear layer computed in tiles of exactly ``TILE`` rows, so BLAS sees one shape only."""
+    """A linear layer computed in tiles of exactly ``TILE`` rows, so BLAS sees one shape only.
+
+    On one thread: with several, some shapes are cut otherwise for each number of them.
+    """
 
     TILE: Final = 16
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, thread_count: int) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.weight = weight
         self.bias = bias
-        self.threads = thread_count
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` is ``(..., in)``; returns ``(..., out)``."""
         rows = x.reshape(-1, x.shape[-1])
         padded = nn.functional.pad(rows, (0, 0, 0, -len(rows) % self.TILE))
-        with threads(self.threads, self.weight.numel() * self.TILE):
+        with threads(1, 0):
             tiles = [
                 nn.functional.linear(tile, self.weight, self.bias)
                 for tile in torch.split(padded, self.TILE)
@@ -41,4 +43,4 @@ class TileStrategy(ModuleStrategy):
 
     def linear(self, weight: Tensor, bias: Tensor | None) -> nn.Module:
         """A :class:`TiledLinear`."""
-        return TiledLinear(weight, bias, self.threads)
+        return TiledLinear(weight, bias)

@@ -34,7 +34,6 @@ from infra.log.sqlite_log import SqliteLog
 from infra.log.statistics import statistics
 from tests.builders import (
     BY,
-    FINGERPRINT,
     analyzed,
     append,
     created,
@@ -42,7 +41,7 @@ from tests.builders import (
     idempotency,
     state_id,
 )
-from tests.domain.exporting import chained
+from tests.domain.exporting import FINGERPRINT, chained
 
 TABLES = ("events", "states", "fingerprints", "parents", "tiles", "logits_kept")
 
@@ -167,7 +166,7 @@ async def test_what_was_asked_can_be_read_with_the_key_of_the_state_only(path: P
         await log.erase([state_id()], provenance=BY)
         (row,) = await log.analyses(state_id(), after=Position(0), limit=1)
         assert (row.sealed, row.opened) == (True, None)
-    assert b"xylophone" not in path.read_bytes()
+    assert b"xylophone" not in await asyncio.to_thread(path.read_bytes)
     places = Places(log.log_id)
     assert places.event(row) != places.event(msgspec.structs.replace(row, at_version=Version(2)))
 
