@@ -35,6 +35,12 @@ MAX_FOLDS: Final = 256
 MAX_IMPORTS: Final = 4
 """Files that are taken in one after the other; more than these are refused."""
 
+MAX_LOOKS: Final = 4
+"""Questions about the inside of states that are worked on at once; others wait."""
+
+MAX_RESULTS: Final = 16
+"""Large answers to such questions that are being sent; more than these are refused."""
+
 
 class Call(Struct, frozen=True, kw_only=True):
     """What a request says besides its body: who, which request, and under which conditions."""
@@ -84,6 +90,8 @@ class Service:
         self.followers = Turns(max_queue, "feeds are open")
         self.exports = Turns(max_queue, "exports are being sent")
         self.imports = Turns(MAX_IMPORTS)
+        self.looks = asyncio.Semaphore(MAX_LOOKS)
+        self.results = Turns(MAX_RESULTS, "large answers are being sent")
         self.feeds = Feeds(log)
         self._answers = Turns(max_queue)
         self.stopping: set[StateId] = set()

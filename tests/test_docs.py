@@ -25,6 +25,8 @@ from app import schemas
 from app.bootstrap import default_config
 from app.cli import main
 from app.problems import problem_of
+from app.representations import NotAcceptable
+from app.routes import analysis
 from app.settings import PREFIX, Settings
 from domain import errors
 from domain.config import StateConfig
@@ -53,6 +55,8 @@ STABLE = {
     *("temperature", "top_p", "top_k", "context_size", "store_logits", "top_k_logits", "message"),
     *("text", "new_tokens", "token_ids", "token_id", "tokens", "seed", "bytes"),
     *("beams", "branch", "dropped", "resumes"),
+    *("layer", "layers", "head", "heads", "end", "indices", "shape", "key_name", "tier", "rank"),
+    *("label", "greedy", "greedy_changed", "changed", "original_rank", "edited_rank"),
 }
 """Members whose values are the same on every machine and in every log."""
 
@@ -557,6 +561,8 @@ REFUSALS = (
     errors.ModelUnavailable(ModelId("a"), "reason", "remedy"),
     errors.LogUnavailable("reason"),
     errors.TooLarge("reason"),
+    errors.ResultTooLarge(2, 1, "remedy"),
+    NotAcceptable(("application/json",)),
 )
 
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
+from typing import Final
 
 from app.operations.analysis.compute import compute
 from app.operations.courses import Courses
@@ -32,6 +33,9 @@ from domain.report import Divergence, Standing, divergence
 from domain.seals import check_seal
 from domain.state import Live
 
+_LAST: Final = Version(2**63 - 1)
+"""The largest version that there can be."""
+
 
 class Recomputing:
     """The materials of an analysis that is verified: states as they were recorded ``before`` it.
@@ -57,7 +61,7 @@ class Recomputing:
             StateNotFound, VersionNotFound: there was none yet.
             EventErased, UnknownEvent: it cannot be read any more.
         """
-        course = await self._courses.at(state_id, version)
+        course = await self._courses.at(state_id, min(version, _LAST))
         if course.last is None:
             raise StateNotFound(state_id)
         state = course.state
@@ -231,10 +235,11 @@ class Analyses:
         )
         try:
             result, _ = await compute(materials, state, event.parameters)
-        except (ResultTooLarge, ModelUnavailable, FingerprintChanged) as error:
-            self._findings.not_held(f"not re-executed: {error}")
         except Refusal as error:
-            self._findings.diverges(divergence(recorded, "parameters", "an answer", str(error)))
+            if _is_of_this_place(error, materials):
+                self._findings.not_held(f"not re-executed: {error}")
+            else:
+                self._findings.diverges(divergence(recorded, "parameters", "an answer", str(error)))
         except EventErased:
             self._findings.note(
                 "some analyses compare with what cannot be read any more: they were not re-executed"
@@ -242,18 +247,16 @@ class Analyses:
         except LogError:
             self._findings.not_held("what some analyses compare with cannot be read")
         else:
-            found = await asyncio.to_thread(digest, result)
-            if found != event.result_digest:
-                self._differs(
-                    recorded, event.result_digest, found, several=len(materials.asked) > 1
-                )
+            was, found = event.result_digest, await asyncio.to_thread(digest, result)
+            if was != found:
+                self._findings.diverges(divergence(recorded, "result_digest", was, found))
 
-    def _differs(self, recorded: Recorded, was: str, found: str, *, several: bool) -> None:
-        """What is found now is not what was found; of one model it is known that it must be."""
-        if several:
-            self._findings.not_held(
-                "some analyses compare states of two models, and find something else now: the"
-                " numerics of the other model were not recorded"
-            )
-        else:
-            self._findings.diverges(divergence(recorded, "result_digest", was, found))
+
+def _is_of_this_place(error: Refusal, materials: Recomputing) -> bool:
+    """Whether an analysis is refused for what is different here, not for what was recorded.
+
+    Another model that was asked, too, can have other numerics now; a single model cannot.
+    """
+    if isinstance(error, FingerprintChanged):
+        return len(materials.asked) > 1
+    return isinstance(error, ResultTooLarge | ModelUnavailable)

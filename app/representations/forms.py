@@ -12,6 +12,7 @@ from app.operations.analysis.analyze import Analyzed
 from app.representations import files, nested
 from app.representations.negotiation import NotAcceptable, Range, best, ranges
 from app.streams import EventStream
+from app.turns import Turns
 from domain.analysis.parameters import Parameters
 from domain.analysis.result import Result, Tensor
 from domain.errors import invalid
@@ -86,10 +87,16 @@ def wanted(request: Request[Any, Any, Any], question: Parameters) -> Wanted:
     return asked
 
 
-async def represent(wanted: Wanted, found: Analyzed, headers: dict[str, str]) -> Response[Any]:
+async def represent(
+    wanted: Wanted, found: Analyzed, headers: dict[str, str], *, places: Turns
+) -> Response[Any]:
     """The answer to a question, in the form that the client asks for.
 
-    It is encoded off the event loop; a large one is sent piece by piece.
+    It is encoded off the event loop; a large one is sent piece by piece, and has one of the
+    ``places`` while it is.
+
+    Raises:
+        QueueFull: it is large, and there is no place.
     """
     form = wanted.form(bool(found.result.tensors))
     headers = headers | {"Vary": "Accept"}
@@ -112,7 +119,9 @@ async def represent(wanted: Wanted, found: Analyzed, headers: dict[str, str]) ->
         return Response(begin, media_type=form, headers=headers)
     if size is not None:
         headers["Content-Length"] = str(size)
-    return EventStream(_sent(begin, parts), media_type=form, headers=headers)
+    chunks = _sent(begin, parts, places)
+    await anext(chunks)
+    return EventStream(chunks, media_type=form, headers=headers)
 
 
 def _joined(parts: Iterator[bytes]) -> Iterator[bytes]:
@@ -134,7 +143,12 @@ def _taken(parts: Iterator[bytes], size: int) -> bytes:
     return bytes(held)
 
 
-async def _sent(begin: bytes, parts: Iterator[bytes]) -> AsyncGenerator[bytes, None]:
-    yield begin
-    while (part := await asyncio.to_thread(next, parts, None)) is not None:
-        yield part
+async def _sent(
+    begin: bytes, parts: Iterator[bytes], places: Turns
+) -> AsyncGenerator[bytes, None]:
+    """Nothing, once there is a place; then all of it."""
+    async with places.turn(object()):
+        yield b""
+        yield begin
+        while (part := await asyncio.to_thread(next, parts, None)) is not None:
+            yield part

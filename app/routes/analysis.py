@@ -187,7 +187,8 @@ async def _answer(
 
     async def answer() -> Response[Any]:
         found = await analyze(service, call, StateId(state_id), which, question, check=form.check)
-        return await represent(form, found, headers=etag(found.state.version))
+        headers = etag(found.state.version)
+        return await represent(form, found, headers, places=service.results)
 
     try:
         return await unless_left(request, answer())

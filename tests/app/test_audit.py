@@ -151,6 +151,7 @@ def test_one_state_is_verified_by_computing_it_again(client: httpx.Client) -> No
         "head",
         "range",
         "events_checked",
+        "analyses",
         "states_checked",
         "imported",
         "imported_from",

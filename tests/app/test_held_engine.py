@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from app.service import MAX_LOOKS
 from infra.engine.engine import Engine
 from tests.app.api import (
     Json,
@@ -128,3 +129,24 @@ def test_continuations_count_as_many_and_come_alone_if_they_are_more_than_the_li
     eventually(lambda: is_idle(client))
     assert len(ok(ask(third))["continuations"]) == 9
     assert len(ok(ask(second))["continuations"]) == 2
+
+
+def test_only_so_many_questions_about_the_inside_of_states_are_worked_on_at_once(
+    tmp_path: Path,
+) -> None:
+    asked = MAX_LOOKS + 2
+    with serving(tmp_path / "cacher.db") as (client, engine):
+        state_id = create(client)["state_id"]
+        question = {"state_id": state_id, "pooling": "mean"}
+        ok(client.post("/v1/analyze/hidden", json=question))
+        with Gate(engine) as gate, ThreadPoolExecutor(asked) as pool:
+            gate.reach()
+            answers = [
+                pool.submit(client.post, "/v1/analyze/hidden", json=question) for _ in range(asked)
+            ]
+            eventually(lambda: metric(client, "requests_in_line") == asked)
+            assert engine._commands.qsize() == MAX_LOOKS
+            gate.open()
+            for answer in answers:
+                ok(answer.result())
+        assert metric(client, "requests_in_line") == 0

@@ -21,9 +21,10 @@ from app.operations.analysis.analyze import Analyzed
 from app.representations import files, forms, nested
 from app.representations.negotiation import NotAcceptable, best, ranges
 from app.streams import EventStream
+from app.turns import Turns
 from domain.analysis.parameters import NextParameters
 from domain.analysis.result import ITEM_BYTES, Dtype, Result, Tensor
-from domain.errors import InvalidInput, ResultTooLarge
+from domain.errors import InvalidInput, QueueFull, ResultTooLarge
 from tests.app.api import Json
 from tests.builders import created, live
 
@@ -86,7 +87,7 @@ async def sent(accept: str, one: Analyzed, **query: str) -> tuple[bytes, dict[st
     """Body and headers of an answer."""
     form = wanted(accept, **query)
     form.check(one.result)
-    response = await forms.represent(form, one, {"ETag": '"1"'})
+    response = await forms.represent(form, one, {"ETag": '"1"'}, places=Turns(1))
     headers = {"Content-Type": str(response.media_type), **response.headers}
     if isinstance(response, EventStream):
         return b"".join([chunk async for chunk in response.iterator]), headers  # type: ignore[union-attr]
@@ -323,7 +324,7 @@ async def test_what_is_held_of_a_large_answer_does_not_grow_with_it() -> None:
     one = found(hidden(1_000_000, inline=True))
     tracemalloc.start()
     try:
-        response = await forms.represent(wanted(), one, {})
+        response = await forms.represent(wanted(), one, {}, places=Turns(1))
         assert isinstance(response, EventStream)
         size = 0
         async for chunk in response.iterator:  # type: ignore[union-attr]
@@ -333,6 +334,20 @@ async def test_what_is_held_of_a_large_answer_does_not_grow_with_it() -> None:
         tracemalloc.stop()
     assert size > 4_000_000
     assert peak < 5_000_000
+
+
+async def test_only_so_many_large_answers_are_sent_at_once() -> None:
+    places = Turns(1, "large answers are being sent")
+    large, small = found(hidden(1_000_000, inline=True)), found(hidden(4))
+    first = await forms.represent(wanted(), large, {}, places=places)
+    with pytest.raises(QueueFull, match="1 large answers are being sent"):
+        await forms.represent(wanted(), large, {}, places=places)
+    assert not isinstance(await forms.represent(wanted(), small, {}, places=places), EventStream)
+    assert isinstance(first, EventStream)
+    async for _ in first.iterator:  # type: ignore[union-attr]
+        pass
+    assert places.held == 0
+    assert isinstance(await forms.represent(wanted(), large, {}, places=places), EventStream)
 
 
 # who gets which

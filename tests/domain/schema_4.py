@@ -27,7 +27,7 @@ from domain.events import Event, StateAnalyzed, TextForwarded
 from domain.ids import StateId, TokenId, Version
 from domain.intents import GenerationStarted
 from domain.origin import New
-from tests.builders import state_id
+from tests.builders import FINGERPRINT, state_id
 from tests.domain import schema_3
 from tests.domain.schema_2 import added, began, content_of
 from tests.domain.schema_3 import source as source
@@ -65,7 +65,13 @@ ASKED: Final[tuple[Parameters, ...]] = (
     ClassifyParameters(labels=("é", "\N{BEAR FACE}")),
     ClassifyParameters(text=" or so", labels=("yes", "no")),
     CompareParameters(other_state_id=LOOKED_INTO, other_version=Version(1)),
-    CompareParameters(other_state_id=state_id(0), other_version=Version(9), start=1, end=2),
+    CompareParameters(
+        other_state_id=state_id(0),
+        other_version=Version(9),
+        other_fingerprint=FINGERPRINT.id,
+        start=1,
+        end=2,
+    ),
     InterveneParameters(),
     InterveneParameters(
         replace={1: TokenId(7), 0: TokenId(3)},

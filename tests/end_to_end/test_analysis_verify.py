@@ -16,6 +16,7 @@ import pytest_asyncio
 from app.bootstrap import open_models, open_service
 from app.operations import states
 from app.operations.analysis.analyze import analyze
+from app.operations.analysis.compare import comparison
 from app.operations.verify import Request, Verifier
 from app.service import Service
 from domain.analysis.parameters import NextParameters, Parameters
@@ -243,3 +244,53 @@ async def test_without_keys_sealed_analyses_are_followed(
     shutil.copyfile(sealed.database, tmp_path / "copy.db")
     report = await verify(tmp_path / "copy.db", models)
     assert (report.result, report.divergences, report.analyses) == ("unverified", (), 4)
+
+
+# what is held against another state
+
+
+async def write_compared(database: Path, *, erasable: bool) -> Looked:
+    """1 the first begins, 2 the second; 3 they are compared; 4 the second is generated."""
+    settings = msgspec.structs.replace(SETTINGS, database=str(database), erasable=erasable)
+    async with open_service(settings) as service:
+        first = await begin(service, "Once upon a time")
+        second = await begin(service, "Once upon a bear")
+        question = await comparison(service, second, None, start=0, end=None)
+        await ask(service, first, question)
+        await draw(service, second)
+    return Looked(database, (first, second, second))
+
+
+COMPARED: dict[str, tuple[Plant, str]] = {
+    "another digest": (put("result_digest", value=other_hex), "result_digest"),
+    "a part of it": (put("parameters", "end", value=2), "result_digest"),
+    "a version that came later": (put("parameters", "other_version", value=2), "parameters"),
+    "no version": (put("parameters", "other_version", value=2**70), "parameters"),
+    "no state": (put("parameters", "other_state_id", value="state-none"), "parameters"),
+    "other numerics": (put("parameters", "other_fingerprint", value=other_hex), "parameters"),
+}
+
+
+async def test_what_is_planted_in_a_comparison_is_found(models: Models, tmp_path: Path) -> None:
+    compared = await write_compared(tmp_path / "cacher.db", erasable=False)
+    report = await verify(compared.database, models)
+    assert (report.result, report.analyses, report.notes) == ("equal", 1, ())
+    for name, (plant, field) in COMPARED.items():
+        with tampering(compared.database, tmp_path / "copy.db", rehash=True) as connection:
+            plant(connection, 3)
+        report = await verify(tmp_path / "copy.db", models)
+        found = [(one.position, one.field) for one in report.divergences]
+        assert (name, found) == (name, [(3, field)])
+
+
+async def test_a_comparison_with_what_was_erased_is_named_and_cannot_be_made_again(
+    models: Models, tmp_path: Path
+) -> None:
+    compared = await write_compared(tmp_path / "cacher.db", erasable=True)
+    assert (await verify(compared.database, models)).notes == ()
+    copy = await erase(compared, tmp_path, compared.states[1])
+    report = await verify(copy, models)
+    assert (report.result, report.erased, report.analyses) == ("equal", 1, 1)
+    assert report.notes == (
+        "some analyses compare with what cannot be read any more: they were not re-executed",
+    )

@@ -51,7 +51,8 @@ async def analyze(
         FingerprintChanged: a retry could be told something else than what was found at first.
         QueueFull: too many requests are waiting.
     """
-    async with service.answering(call) as earlier, service.turns.turn(object()):
+    turn = service.turns.turn(object())
+    async with service.answering(call) as earlier, turn, service.looks:
         if earlier is not None:
             return await _again(service, *earlier, check=check)
         decide.check_precondition(await service.live(state_id), call.if_match)

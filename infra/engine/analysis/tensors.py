@@ -24,11 +24,12 @@ def packed(
     inline: bool = True,
 ) -> Tensor:
     """A tensor with its exact bits; ``layers`` and the range of positions are what it is of."""
+    bits = values.view(torch.int16) if values.dtype == torch.bfloat16 else values
     return Tensor(
         name=name,
         shape=tuple(values.shape),
         dtype=_DTYPES[values.dtype],
-        data=values.contiguous().view(torch.uint8).numpy().tobytes(),
+        data=bits.numpy().tobytes(),
         layers=tuple(layers),
         start=start,
         end=end,

@@ -176,6 +176,8 @@ async def test_a_summary_is_of_each_head_over_the_rows(llama: TransformersModel)
         few = await look(llama, method="summary", layer=1, heads=(2, 0), **rows)
         assert (few.facts.layer, few.facts.layers, few.facts.heads) == (None, (1,), (2, 0))
         assert torch.equal(few.tensors[name], found.tensors[name][1:, [2, 0]])
+        one = await look(llama, method="summary", layer=1, head=2, **rows)
+        assert torch.equal(one.tensors[name], found.tensors[name][1:, 2:3])
 
 
 # what is given of rows
