@@ -81,12 +81,11 @@ class Served:
         """Memory of the server's process."""
         return self._memory("VmRSS")
 
-    def held_bytes(self, work: Callable[[], object]) -> int:
-        """How much more memory the server's process has at most while it does some work."""
+    def peak_bytes(self, work: Callable[[], object]) -> int:
+        """The most memory that the server's process has while some work is done."""
         (self._process / "clear_refs").write_text("5")  # the peak so far is forgotten: proc(5)
-        before = self.resident_bytes()
         work()
-        return self._memory("VmHWM") - before
+        return self._memory("VmHWM")
 
     @property
     def _process(self) -> Path:

@@ -73,6 +73,13 @@ class Watch(Protocol):
     def sites(self) -> Collection[Site]:
         """What it looks at."""
 
+    @property
+    def until(self) -> Site | None:
+        """The site after which nothing of the pass is needed, not even logits, if there is one.
+
+        The pass ends there; where that site is not shown, it goes on.
+        """
+
     def see(self, site: Site, rows: Tensor, weighing: Weighing | None) -> None:
         """Look at rows of the pass at one of the ``sites``, and change them if need be.
 

@@ -96,21 +96,25 @@ class KVStore:
 
     def read(self, table: list[int], tokens: int) -> tuple[Tensor, Tensor]:
         """K and V of a text, each ``(layers, kv_heads, tokens, head_dim)``, copied to the CPU."""
-        layers = (in_order(*self.blocks(i, table), tokens) for i in range(self.geometry.layers))
-        k, v = map(torch.stack, zip(*layers, strict=True))
+        layers = range(self.geometry.layers)
+        k = torch.stack([in_order(self.keys(layer, table), tokens) for layer in layers])
+        v = torch.stack([in_order(self.values(layer, table), tokens) for layer in layers])
         return k, v
 
-    def blocks(self, layer: int, table: list[int]) -> tuple[Tensor, Tensor]:
-        """Blocks of a layer, copied to the CPU as they lie; see :func:`in_order`."""
+    def keys(self, layer: int, table: list[int]) -> Tensor:
+        """K of a text in a layer, copied to the CPU block by block; see :func:`in_order`."""
         index = torch.tensor(table, device=self.k.device)
-        return self.k[layer, index].cpu(), self.v[layer, index].cpu()
+        return self.k[layer, index].cpu().transpose(-1, -2)
+
+    def values(self, layer: int, table: list[int]) -> Tensor:
+        """V of a text in a layer, as :meth:`keys`."""
+        index = torch.tensor(table, device=self.v.device)
+        return self.v[layer, index].cpu()[..., : self.geometry.head_dim]
 
 
-def in_order(k: Tensor, v: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
-    """K and V of a text from its blocks in a layer, each ``(kv_heads, tokens, head_dim)``."""
-    blocks = (k.transpose(-1, -2), v[..., : k.shape[-2]])
-    k, v = (each.transpose(0, 1).flatten(1, 2)[:, :tokens].contiguous() for each in blocks)
-    return k, v
+def in_order(blocks: Tensor, tokens: int) -> Tensor:
+    """K or V of a text ``(kv_heads, tokens, head_dim)``, of ``(blocks, kv_heads, B, head_dim)``."""
+    return blocks.transpose(0, 1).flatten(1, 2)[:, :tokens].contiguous()
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

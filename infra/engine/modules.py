@@ -6,6 +6,7 @@ and to how many rows passes and attention are padded for that.
 
 from collections import defaultdict
 from collections.abc import Sequence as Seq
+from contextlib import suppress
 from typing import Any, Final
 
 import torch
@@ -17,7 +18,7 @@ from infra.engine.blocks import BLOCK_TOKENS
 from infra.engine.forward import Batch, Prepared, Shape, Watch, every_site
 from infra.engine.kv_store import KVStore
 from infra.engine.scheduler import Slice
-from infra.engine.watching import Layers, View
+from infra.engine.watching import Ended, Layers, View
 
 MIN_ROWS: Final = 4
 """Linear layers are never called with fewer rows: BLAS libraries treat those as vectors."""
@@ -126,8 +127,9 @@ class ModuleForward:
             view=view,
         )
         tokens = torch.tensor([batch.tokens + padding], device=device)
-        with self._layers.seen_by(view):
+        with suppress(Ended), self._layers.seen_by(view):
             return self._compute(tokens, positions[None], batch.wanted, ragged=ragged)
+        return torch.empty(0, 0)
 
     @torch.inference_mode()
     def project(self, hidden: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Looking on while a text is computed."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -32,12 +32,14 @@ class Observation:
         end = len(look.tokens)
         shown = _shown(look)
         self.sites = shown | _changed(look)
+        self.end = _end(look)
         self.text = Text(
             tokens=list(look.tokens),
             limit=end,
             first_wanted=end - 1 if look.logits else end,
             root=None if look.edits else root,
             first_seen=look.start if shown else end - 1,
+            shallow=self.end is not None and _layers_before(self.end) < store.geometry.layers,
         )
         self._look = look
         self._shown = shown
@@ -45,7 +47,8 @@ class Observation:
         self._deliver = deliver
         self._rows: dict[Site, list[Tensor]] = defaultdict(list)
         self._weighing: dict[Site, Weighing] = {}
-        self._caches: dict[int, tuple[Tensor, Tensor]] = {}
+        self._keys: dict[int, Tensor] = {}
+        self._values: dict[int, Tensor] = {}
         self._logits: Tensor | None = None
         self._error: Exception | None = None
 
@@ -79,13 +82,14 @@ class Observation:
         return False
 
     def passed(self) -> bool:
-        """After a pass: true, and K and V are copied, if the text is computed."""
+        """After a pass: true, and keys and values are copied, if the text is computed."""
         if self._error is not None:
             raise self._error
         if self.text.remaining:
             return False
-        for layer in self._look.caches:
-            self._caches[layer] = self._store.blocks(layer, self.text.table)
+        table = self.text.table
+        self._keys = {layer: self._store.keys(layer, table) for layer in self._look.keys}
+        self._values = {layer: self._store.values(layer, table) for layer in self._look.values}
         return True
 
     def finish(self) -> None:
@@ -99,7 +103,6 @@ class Observation:
     def seen(self) -> Seen:
         """What was seen, once the job is done: put together, so not on the engine's thread."""
         tokens = len(self.text.tokens)
-        caches = {layer: in_order(*blocks, tokens) for layer, blocks in self._caches.items()}
         rows = {site: torch.cat(parts) for site, parts in self._rows.items()}
         return Seen(
             queries={
@@ -107,8 +110,8 @@ class Observation:
             },
             residual={site.index: rows[site] for site in rows if site.kind == "residual"},
             normalised=rows.get(Site("normalised", 0)),
-            keys={layer: k for layer, (k, _) in caches.items()},
-            values={layer: v for layer, (_, v) in caches.items()},
+            keys={layer: in_order(blocks, tokens) for layer, blocks in self._keys.items()},
+            values={layer: in_order(blocks, tokens) for layer, blocks in self._values.items()},
             logits=self._logits,
             tokens_computed=tokens - self.text.reused,
             tokens_reused=self.text.reused,
@@ -126,10 +129,33 @@ def _changed(look: Look) -> frozenset[Site]:
     return frozenset(sites | {Site("residual", layer) for layer in look.edits.added})
 
 
+def _end(look: Look) -> Site | None:
+    """The site by which all there is to be seen was there; null for the end of the pass."""
+    if look.logits or look.normalised:
+        return None
+    weighed = look.queries | look.keys | look.values  # queries are there once K and V are stored
+    sites = {Site("queries", layer) for layer in weighed}
+    return _deepest(sites | {Site("residual", place) for place in look.residual})
+
+
+def _deepest(ends: Iterable[Site]) -> Site | None:
+    return max(ends, key=lambda site: (site.index, _layers_before(site)), default=None)
+
+
+def _layers_before(end: Site) -> int:
+    """How many layers have stored K and V by then."""
+    return end.index + (end.kind == "queries")
+
+
 class Gallery:
-    """The watch of a pass: gives each of the jobs that look on its own rows, null for no job."""
+    """The watch of a pass: gives each of the jobs that look on its own rows, null for no job.
+
+    The pass ends where the last of them has seen all, if no other job is in it.
+    """
 
     def __init__(self, slices: Sequence[Slice], jobs: Sequence[Observation | None]) -> None:
+        ends = [job.end if job else None for job in jobs]
+        self.until = _deepest(filter(None, ends)) if all(ends) else None
         self._views: list[tuple[Observation, Slice, int]] = []
         row = 0
         for piece, job in zip(slices, jobs, strict=True):

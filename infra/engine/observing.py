@@ -29,8 +29,9 @@ class Look:
     """What is to be seen of ``tokens`` from ``start``, one of their positions, on.
 
     The queries of some layers, the ``residual`` stream at some places and, ``normalised``, after
-    the last of them (:class:`infra.engine.forward.Site`). K and V of the ``caches`` layers, from
-    position 0, and with ``logits`` what comes after the last token.
+    the last of them (:class:`infra.engine.forward.Site`). The ``keys`` and ``values`` of some
+    layers, from position 0, and with ``logits`` what comes after the last token. Where neither
+    these nor ``normalised`` are asked for, nothing is computed that comes after what is.
 
     What is edited is computed for itself alone: nothing else may take it for what it is not.
     """
@@ -40,7 +41,8 @@ class Look:
     queries: frozenset[int] = frozenset()
     residual: frozenset[int] = frozenset()
     normalised: bool = False
-    caches: frozenset[int] = frozenset()
+    keys: frozenset[int] = frozenset()
+    values: frozenset[int] = frozenset()
     logits: bool = False
     edits: Edits = Edits()
 

@@ -1,9 +1,8 @@
 """Who runs next: integers only, no tensor.
 
 A *sequence* is a text whose K/V is being computed. Each step of the engine is one forward pass
-over *slices*: at most one run of consecutive tokens of each of several sequences. Sequences join
-and leave between steps. A sequence with one token to compute *decodes*, one with more is in
-*prefill*.
+over *slices*: at most one run of tokens of each of several sequences. Sequences join and leave
+between steps. A sequence with one token to compute *decodes*, one with more is in *prefill*.
 
 What is promised to each, whatever the others do:
 
@@ -13,7 +12,8 @@ What is promised to each, whatever the others do:
   prefill beside it is bounded.
 * Prefills share the rows of a pass equally; what one does not need goes to the others. Where
   there are more of them than rows, whoever has waited longest comes first.
-* A block that several sequences need next is computed by one of them, the others wait for it.
+* A block that several sequences need next is computed by one that leaves it behind, the others
+  wait for it.
 * Sequences are admitted in order of arrival. Where places or blocks for the next in line are not
   free yet, others may go before it, but no more than may run together: then all wait for it.
 
@@ -48,7 +48,8 @@ class Sequence:
     ``tokens`` grows while it is generated, to at most ``limit``. Logits are wanted for every
     position from ``first_wanted`` on; rows from ``first_seen`` on are looked at. ``root`` names the
     numerics for the keys of its blocks; a sequence without one is private: it uses no block of
-    others and leaves none behind.
+    others and leaves none behind. A ``shallow`` one leaves none either, since passes may end before
+    they come to the last layers; it uses some as long as it has computed nothing itself.
 
     ``width`` is how many there may be at any one time of the sequences it is forked into, itself
     included. ``origin`` is what they come from; they share at least its first ``trunk`` blocks.
@@ -64,6 +65,7 @@ class Sequence:
     root: bytes | None
     width: int = 1
     first_seen: int | None = None
+    shallow: bool = False
     computed: int = 0
     reused: int = 0
     overtaken: int = 0
@@ -103,7 +105,8 @@ class Sequence:
     def next_key(self) -> bytes | None:
         """Key of the prefix block that is computed next; null past the prefix."""
         known = len(self.keys)
-        return self.prefix[known] if known < len(self.prefix) else None
+        begun = self.shallow and self.computed > known * BLOCK_TOKENS
+        return None if begun or known >= len(self.prefix) else self.prefix[known]
 
     @property
     def adopts(self) -> bool:
@@ -308,7 +311,7 @@ class Scheduler:
         for piece in slices:
             sequence = piece.sequence
             sequence.computed += piece.count
-            if sequence.root is not None:
+            if sequence.root is not None and not sequence.shallow:
                 self._publish(sequence, sequence.root)
 
     def _publish(self, sequence: Sequence, root: bytes) -> None:
@@ -360,10 +363,8 @@ class Scheduler:
         Rows from ``first_needed`` on are computed even if their block was found: for what is
         wanted of them. What they store in the block is what is there.
         """
-        if not sequence.adopts:
-            return
         known = len(sequence.keys)
-        found = self._pool.match(sequence.prefix[known:])
+        found = self._pool.match(sequence.prefix[known:]) if sequence.adopts else []
         if not found:
             return
         self._pool.release(sequence.table[known:])  # begun, not full
@@ -375,14 +376,13 @@ class Scheduler:
 
     def _ready(self) -> list[Sequence]:
         """Who computes: all but those whose next block another computes and is further in."""
-        furthest: dict[bytes | None, Sequence] = {}
-        for sequence in sorted(self._running, key=lambda sequence: -sequence.computed):
-            furthest.setdefault(sequence.next_key, sequence)
+        nearest_first = sorted(reversed(self._running), key=lambda sequence: sequence.computed)
+        furthest = {text.next_key: text for text in nearest_first if not text.shallow}
         return [
             sequence
             for sequence in self._running
             if sequence.remaining
-            and not (sequence.adopts and furthest[sequence.next_key] is not sequence)
+            and not (sequence.adopts and furthest.get(sequence.next_key, sequence) is not sequence)
         ]
 
 

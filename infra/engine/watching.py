@@ -14,6 +14,10 @@ from infra.engine.forward import Site, Unsupported, Watch, Weighing
 _TRIAL_ROWS: Final = 4
 
 
+class Ended(Exception):
+    """A pass has come to the site after which nothing of it is needed."""
+
+
 @dataclass(frozen=True)
 class View:
     """What a watch sees of a pass: its first ``count`` rows. The others are padding."""
@@ -28,10 +32,16 @@ class View:
         rows: Tensor,
         weighing: Weighing | None = None,
     ) -> None:
-        """Let the watch see ``rows``, if they are at one of its sites."""
+        """Let the watch see ``rows``, if they are at one of its sites.
+
+        Raises:
+            Ended: the pass is to end here.
+        """
         site = Site(kind, index)
         if site in self.watch.sites:
             self.watch.see(site, rows[: self.count], weighing)
+        if site == self.watch.until:
+            raise Ended
 
 
 class Layers:
@@ -47,7 +57,10 @@ class Layers:
 
     @contextmanager
     def seen_by(self, view: View | None) -> Iterator[None]:
-        """While the model computes a pass, show its hidden states ``(1, rows, width)``."""
+        """While the model computes a pass, show its hidden states ``(1, rows, width)``.
+
+        Where the pass is to end, :class:`Ended` leaves the model.
+        """
         with ExitStack() as hooks:
             if view is not None:
                 for handle in self._hooks(view):
@@ -61,7 +74,7 @@ class Layers:
             def enters(_: nn.Module, taken: tuple[Tensor, ...], index: int = index) -> None:
                 view.show("residual", index, taken[0][0])
 
-            if Site("residual", index) in view.watch.sites:
+            if Site("residual", index) in {*view.watch.sites, view.watch.until}:
                 yield layer.register_forward_pre_hook(enters)
 
         def leaves(_: nn.Module, taken: object, hidden: Tensor) -> None:

@@ -45,7 +45,7 @@ async def attention(
     rows, layers = selection.rows, frozenset(selection.layers)
     first = 0 if asked.method == "rollout" else rows.start
     text = tokens[: rows.stop]
-    look = Look(tokens=text, start=first, queries=layers, caches=layers)
+    look = Look(tokens=text, start=first, queries=layers, keys=layers)
     seen = await model.observe(look, private=private)
     facts = describe(asked, selection, text, model.fragment((), text).pieces())
     tensors = await asyncio.to_thread(_tensors, seen, asked, selection, first)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -34,9 +35,11 @@ async def cached(
     span = asked_cache(parameters, model.dimensions, len(tokens), limit, dtype)
     text = tokens[: span.stop]
     residence = None if private else model.residence(text)
-    look = Look(tokens=text, start=span.stop - 1, caches=frozenset({parameters.layer}))
+    layer, name = frozenset({parameters.layer}), parameters.key_name
+    wanted = Look(tokens=text, start=span.stop - 1)
+    look = replace(wanted, keys=layer) if name == "k" else replace(wanted, values=layer)
     seen = await model.observe(look, private=private)
-    stored = seen.keys if parameters.key_name == "k" else seen.values
+    stored = seen.keys if name == "k" else seen.values
     heads = slice(None) if parameters.head is None else parameters.head
     data = stored[parameters.layer][heads, span.start :]
     result = await asyncio.to_thread(_found, parameters, span, data)

@@ -15,6 +15,7 @@ launches; no GPU has run it yet. On a CPU the same operations run one by one, sl
 
 import threading
 from collections.abc import Callable, Hashable, Iterator
+from contextlib import suppress
 from typing import Any, Final
 
 import numpy as np
@@ -28,7 +29,7 @@ from infra.engine.forward import Batch, Prepared, Shape, Watch, Weighing, every_
 from infra.engine.kv_store import KVStore
 from infra.engine.strategies import strategy
 from infra.engine.threads import threads
-from infra.engine.watching import Layers, View
+from infra.engine.watching import Ended, Layers, View
 
 TILE: Final = 64
 """Rows of every product: what one matrix instruction of a recent GPU takes."""
@@ -153,7 +154,7 @@ class TileForward:
         be replayed.
         """
         if self._graphs is None or view:
-            with self._layers.seen_by(view):
+            with suppress(Ended), self._layers.seen_by(view):
                 self._tile(spans, head, view)
         else:
             self._graphs.run((spans, head), lambda: self._tile(spans, head))

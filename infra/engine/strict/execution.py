@@ -69,7 +69,8 @@ class Execution:
         """
         if not batch.tokens:
             return torch.empty(0, 0)
-        bound = self._showing(watch.sites) if watch and watch.sites else self._plain
+        looked_at = watch and (watch.sites or watch.until)
+        bound = self._showing(watch.sites) if watch and looked_at else self._plain
         wanted = np.array(batch.wanted, np.int64)
         logits = self._begin(bound, len(batch.tokens), wanted)
         tables, starts = _tables(batch.slices)
@@ -88,13 +89,7 @@ class Execution:
         for word, array in arrays.items():
             words[word] = array.ctypes.data
         words[machine._TILE_COUNT] = len(tiles)
-        done = 0
-        for site, place in bound.program.sites.items():  # a program that nobody watches has none
-            if watch and site in watch.sites:
-                self._compute(bound, done, bound.stop(site))
-                done = bound.stop(site)
-                watch.see(site, bound.rows(site, len(tokens)), place.weighing)
-        self._compute(bound, done, bound.end)
+        self._go_through(bound, len(tokens), watch)
         return logits[:, : self._program.vocabulary]
 
     def project(self, hidden: Tensor) -> Tensor:
@@ -138,6 +133,18 @@ class Execution:
         words[machine._WANTED] = wanted.ctypes.data
         self._counters.fill(0)
         return logits
+
+    def _go_through(self, bound: Binding, rows: int, watch: Watch | None) -> None:
+        """Run the program, for so many rows, as far as it is needed."""
+        done, end = 0, bound.end
+        if watch:
+            end = bound.stop(watch.until) if watch.until in bound.program.sites else end
+            for site, place in bound.program.sites.items():
+                if site in watch.sites and (stop := bound.stop(site)) <= end:
+                    self._compute(bound, done, stop)
+                    watch.see(site, bound.rows(site, rows), place.weighing)
+                    done = stop
+        self._compute(bound, done, end)
 
     def _compute(self, bound: Binding, start: int, stop: int) -> None:
         """Run the segments from ``start`` to ``stop``."""

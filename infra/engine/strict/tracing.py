@@ -47,6 +47,8 @@ def _(rows: Tensor, kind: str, index: int) -> None:
 class _Marks:
     """A watch that has the sites of hidden states written down in the graph."""
 
+    until = None
+
     def __init__(self, layers: int) -> None:
         self.sites = every_site(layers)
 

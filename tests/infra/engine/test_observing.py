@@ -57,7 +57,8 @@ class Desk(Bench):
             queries=layers,
             residual=layers | {self.layers},
             normalised=True,
-            caches=layers,
+            keys=layers,
+            values=layers,
             logits=True,
         )
 
@@ -380,7 +381,7 @@ def test_two_that_look_on_in_one_pass_see_each_its_own(
 
 def test_k_and_v_read_from_the_cache_are_those_computed_anew(desk: Desk) -> None:
     layers = frozenset(range(desk.layers))
-    look = Look(tokens=tuple(map(TokenId, TOKENS[: 4 * BLOCK_TOKENS])), caches=layers)
+    look = Look(tokens=tuple(map(TokenId, TOKENS[: 4 * BLOCK_TOKENS])), keys=layers, values=layers)
     desk.observe(look)
     hot, private = desk.observe(look), desk.observe(look, root=None)
     assert (hot.tokens_computed, private.tokens_computed) == (1, len(look.tokens))

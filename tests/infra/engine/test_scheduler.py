@@ -62,13 +62,17 @@ class Memory:
 
 
 def value(text: Sequence, position: int) -> object:
-    return tuple(text.tokens[: position + 1])
+    """K/V at a position; that which a shallow text computed itself may lack layers."""
+    found = position // BLOCK_TOKENS < len(text.keys)
+    layers = ("some layers",) if text.shallow and not found else ()
+    return (*layers, *text.tokens[: position + 1])
 
 
 class Asked(NamedTuple):
     """A generation or a search, or with ``first_wanted`` the scoring of a text.
 
-    With ``first_seen`` a text is looked at, whether any of its logits are wanted or not.
+    With ``first_seen`` a text is looked at, whether any of its logits are wanted or not. One that
+    is not forked may be ``shallow``.
     """
 
     number: int
@@ -79,6 +83,7 @@ class Asked(NamedTuple):
     private: bool
     width: int
     search: bool
+    shallow: bool
 
     def sequence(self) -> Sequence:
         limit = self.count + self.growth
@@ -88,7 +93,8 @@ class Asked(NamedTuple):
         elif self.first_seen is not None:
             text.first_wanted = self.count
         seen = None if self.first_seen is None else min(self.first_seen, self.count - 1)
-        return Sequence(text.tokens, limit, text.first_wanted, text.root, self.width, seen)
+        shallow = self.shallow and self.width == 1
+        return Sequence(text.tokens, limit, text.first_wanted, text.root, self.width, seen, shallow)
 
 
 TEXTS = st.builds(
@@ -101,6 +107,7 @@ TEXTS = st.builds(
     private=st.booleans(),
     width=st.integers(1, 4),
     search=st.booleans(),
+    shallow=st.booleans(),
 )
 
 PASSES = st.integers(0, 6)
@@ -246,7 +253,8 @@ class Scheduling(RuleBasedStateMachine):
         served = {piece.sequence for piece in slices}
         for text in self.scheduler._running:
             alike = {o for o in self.scheduler._running if o.next_key == text.next_key}
-            progress = served & (alike if text.adopts else {text}) or not text.remaining
+            leaving = {text, *(other for other in alike if not other.shallow)}
+            progress = served & (leaving if text.adopts else {text}) or not text.remaining
             self.unserved[text] = 0 if progress else self.unserved[text] + 1
             assert self.unserved[text] < self.max_sequences
             if self.max_sequences <= min(self.max_rows, self.beside_streams):

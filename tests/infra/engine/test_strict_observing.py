@@ -63,6 +63,7 @@ class Changing:
 
     def __init__(self, *sites: Site, changes: Mapping[Site, Change] | None = None) -> None:
         self.changes = changes or {}
+        self.until: Site | None = None
         self.sites: Collection[Site] = {*sites, *self.changes}
         self.rows: dict[Site, Tensor] = {}
         self.weighing: dict[int, Weighing] = {}
