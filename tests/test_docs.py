@@ -24,11 +24,15 @@ from litestar.exceptions import HTTPException
 from app import schemas
 from app.bootstrap import default_config
 from app.cli import main
+from app.pictures import attention as drawn_attention
+from app.pictures import lens as drawn_lens
+from app.pictures import tokens as drawn_tokens
 from app.problems import problem_of
-from app.representations import NotAcceptable
+from app.representations import NotAcceptable, nested
 from app.routes import analysis
 from app.settings import PREFIX, Settings
 from domain import errors
+from domain.analysis import lens
 from domain.analysis.parameters import Asked
 from domain.config import StateConfig
 from domain.events import Event
@@ -38,13 +42,14 @@ from tests.support import SERVE, Server, clean_environment
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-API, AUDIT, CONCEPTS, ERRORS, ADVANCED, DEVELOPMENT = (
+API, ANALYSIS, AUDIT, CONCEPTS, ERRORS, ADVANCED, DEVELOPMENT = (
     ROOT / "docs" / f"{name}.md"
-    for name in ("api", "audit", "concepts", "errors", "advanced", "development")
+    for name in ("api", "analysis", "audit", "concepts", "errors", "advanced", "development")
 )
 EXECUTED = {"bash", "python", "sql"}
 SHOWN = {"json", "text"}
 URL = "http://127.0.0.1:8000"
+ASKING = "/v1/analyze/"
 OTHER_URL = "http://127.0.0.1:8001"
 INDEX = "[]0123456789"
 ANYTHING = "\N{HORIZONTAL ELLIPSIS}"
@@ -348,6 +353,7 @@ def test_an_example_that_fails_is_found_with_its_place(tmp_path: Path, server: S
         follow(blocks("page", page), Reader(tmp_path, server))
 
 
+@cache
 def anchors(page: Path) -> dict[str, str]:
     """Sections of a page with their text, by the anchor GitHub gives their heading."""
     parts = re.split(r"^#+ (.*)$", without_blocks(page), flags=re.MULTILINE)
@@ -523,7 +529,7 @@ def test_defaults_of_the_config_are_right() -> None:
 
 WISHES = (schemas.GenerateTokens, schemas.GenerateMulti, schemas.GenerateBeams)
 QUESTIONS = [body for kind in Asked.__subclasses__() for body in kind.__subclasses__()]
-BODIES = {
+BODIES: dict[str, type[Any]] = {
     body.__name__: body
     for body in (*schemas.Body.__subclasses__(), *WISHES, *QUESTIONS, analysis.Compare)
 }
@@ -533,7 +539,7 @@ def rows_of(route: str, heading: str) -> dict[str, list[str]]:
     """What the table of a route says, and of a question what that of all of them says."""
     _, _, text = read(API).partition(f"### `{route}`")
     own = table(text, heading)
-    if not route.partition(" ")[2].startswith("/v1/analyze/"):
+    if not route.partition(" ")[2].startswith(ASKING):
         return own
     return table(anchors(API)["questions-and-answers"], heading) | own
 
@@ -551,6 +557,22 @@ def test_ranges_and_defaults_of_requests_are_right(schema: dict[str, Any]) -> No
             fields = properties(BODIES[body.rpartition("/")[2]])
             wrong += [f"{route} {fact}" for fact in unsaid(fields, rows_of(route, "field"))]
     assert not wrong
+
+
+def test_every_question_is_listed_with_its_route(schema: dict[str, Any]) -> None:
+    questions = {route for route in routes(schema) if route.partition(" ")[2].startswith(ASKING)}
+    listed = re.findall(rf"`(\w+ {ASKING}[^`]*)`", anchors(ANALYSIS)["what-can-be-asked"])
+    assert sorted(listed) == sorted(questions)
+
+
+def test_limits_of_answers_are_right() -> None:
+    limits = (
+        *(nested.MAX_NUMBERS, lens.MAX_READINGS, lens.MAX_ALTERNATIVES, drawn_tokens.MAX_TOKENS),
+        *(drawn_attention.MAX_TOKENS, drawn_attention.MAX_MAPS, drawn_attention.MAX_WEIGHTS),
+        *(drawn_lens.MAX_POSITIONS, drawn_lens.MAX_CELLS),
+    )
+    said = anchors(ANALYSIS)["limits"]
+    assert not [limit for limit in limits if not says(said, f"{limit:,}")]
 
 
 REFUSALS = (

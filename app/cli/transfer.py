@@ -16,7 +16,7 @@ from app.cli.outputs import Outputs
 from app.operations.offline import CannotCheck, NotProven, Remembered
 from app.operations.offline import check as check_export
 from app.operations.transfer import Export
-from app.operations.verify import remembered_head
+from app.operations.verification.verify import remembered_head
 from app.settings import BadSetting, Settings
 from domain.errors import BrokenExport, ExportTooNew, Refusal
 from domain.ids import StateId

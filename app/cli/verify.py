@@ -21,7 +21,7 @@ from app.cli.common import (
     settings_of,
 )
 from app.cli.outputs import Outputs, write
-from app.operations.verify import Request, Verifier, remembered_head
+from app.operations.verification.verify import Request, Verifier, remembered_head
 from app.reports.junit import in_words, junit
 from app.settings import Settings
 from domain.chain import Head

@@ -143,9 +143,7 @@ def _taken(parts: Iterator[bytes], size: int) -> bytes:
     return bytes(held)
 
 
-async def _sent(
-    begin: bytes, parts: Iterator[bytes], places: Turns
-) -> AsyncGenerator[bytes, None]:
+async def _sent(begin: bytes, parts: Iterator[bytes], places: Turns) -> AsyncGenerator[bytes, None]:
     """Nothing, once there is a place; then all of it."""
     async with places.turn(object()):
         yield b""

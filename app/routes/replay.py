@@ -11,7 +11,7 @@ from msgspec import Meta, Struct
 
 from app.calls import disconnected
 from app.jobs import Job, Status
-from app.operations.verify import Request, Verifier, remembered_head
+from app.operations.verification.verify import Request, Verifier, remembered_head
 from app.problems import problem_of
 from app.routes.handlers import deleting, reading, writing
 from app.schemas import Body

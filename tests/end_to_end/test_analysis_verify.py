@@ -17,7 +17,7 @@ from app.bootstrap import open_models, open_service
 from app.operations import states
 from app.operations.analysis.analyze import analyze
 from app.operations.analysis.compare import comparison
-from app.operations.verify import Request, Verifier
+from app.operations.verification.verify import Request, Verifier
 from app.service import Service
 from domain.analysis.parameters import NextParameters, Parameters
 from domain.analysis.result import Result

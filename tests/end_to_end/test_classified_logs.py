@@ -14,7 +14,7 @@ import pytest_asyncio
 from app.bootstrap import open_models, open_service
 from app.operations import states
 from app.operations.analysis.analyze import analyze
-from app.operations.verify import Request, Verifier
+from app.operations.verification.verify import Request, Verifier
 from app.service import Service
 from domain.analysis.parameters import ClassifyParameters
 from domain.config import ConfigChanges

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from app.bootstrap import open_models
-from app.operations.verify import Request, Verifier
+from app.operations.verification.verify import Request, Verifier
 from app.settings import Settings
 from domain.chain import COLUMNS
 from domain.ids import StateId

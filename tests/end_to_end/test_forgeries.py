@@ -15,7 +15,7 @@ import pytest_asyncio
 
 from app.bootstrap import open_models, open_service
 from app.operations import states
-from app.operations.verify import Request, Verifier
+from app.operations.verification.verify import Request, Verifier
 from domain.config import ConfigChanges
 from domain.ids import StateId
 from domain.models import Models

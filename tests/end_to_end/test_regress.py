@@ -25,8 +25,8 @@ from app.bootstrap import open_baseline, open_models, open_recorded, write_basel
 from app.cli import main
 from app.operations.regress import LIKELIEST, Regressor, Request
 from app.operations.transfer import Export
-from app.operations.verify import Request as VerifyRequest
-from app.operations.verify import Verifier
+from app.operations.verification.verify import Request as VerifyRequest
+from app.operations.verification.verify import Verifier
 from app.reports import regression as reports
 from app.settings import Settings
 from domain.chain import Head, row_hash

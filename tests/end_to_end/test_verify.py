@@ -17,7 +17,7 @@ import torch
 from app.bootstrap import open_models, open_service
 from app.operations import states
 from app.operations.generation import Wish, generate, generate_multi
-from app.operations.verify import Request, Verifier
+from app.operations.verification.verify import Request, Verifier
 from app.service import Call, Service
 from app.settings import Settings
 from domain.chain import Head

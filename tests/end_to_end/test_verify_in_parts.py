@@ -15,8 +15,8 @@ import pytest_asyncio
 
 from app.bootstrap import marks as marks_of
 from app.bootstrap import open_models, open_service
-from app.operations import execution, findings, verify
-from app.operations.verify import Request, Verifier
+from app.operations.verification import execution, findings, verify
+from app.operations.verification.verify import Request, Verifier
 from domain.chain import Head
 from domain.config import ConfigChanges
 from domain.errors import InvalidInput, StateNotFound
@@ -116,7 +116,7 @@ async def test_folds_that_are_not_kept_are_folded_again(
     log: Log, models: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = await run(log.database, models)
-    monkeypatch.setattr("app.operations.courses.KEPT_TOKENS", 0)
+    monkeypatch.setattr("app.operations.verification.courses.KEPT_TOKENS", 0)
     assert await run(log.database, models) == kept
     assert kept.result == "equal"
 

@@ -16,7 +16,7 @@ import msgspec
 from app.bootstrap import open_service
 from app.operations import states
 from app.operations.generation import Wish, generate
-from app.operations.verify import Request, Verifier
+from app.operations.verification.verify import Request, Verifier
 from app.service import Call, Service
 from app.settings import Settings
 from domain.chain import Row

@@ -6,11 +6,11 @@ from collections.abc import Set as AbstractSet
 from typing import Final
 
 from app.operations.analysis.compute import compute
-from app.operations.courses import Courses
-from app.operations.execution import Execution
-from app.operations.findings import Findings
-from app.operations.verify_beside import is_erased
-from app.operations.verify_chain import broken
+from app.operations.verification.beside import is_erased
+from app.operations.verification.chain import broken
+from app.operations.verification.courses import Courses
+from app.operations.verification.execution import Execution
+from app.operations.verification.findings import Findings
 from domain import plan
 from domain.analysis.result import digest
 from domain.analysis.tokens import Measured

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Final
 
-from app.operations.findings import Findings
+from app.operations.verification.findings import Findings
 from domain import compare
 from domain.compare import Evidence
 from domain.config import SamplingParameters

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from app.operations.findings import Findings
+from app.operations.verification.findings import Findings
 from domain.chain import Head, Row, follow, legible, legible_row, row_hash
 from domain.events import misnumbered
 from domain.ids import Position

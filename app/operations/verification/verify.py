@@ -15,10 +15,10 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from app.operations.execution import Execution
-from app.operations.findings import Findings
-from app.operations.verify_chain import Chain, broken
-from app.operations.verify_states import NAMED, History, Seen, States
+from app.operations.verification.chain import Chain, broken
+from app.operations.verification.execution import Execution
+from app.operations.verification.findings import Findings
+from app.operations.verification.states import NAMED, History, Seen, States
 from domain import compare
 from domain.chain import Head, legible_row
 from domain.content import Alternative

@@ -8,13 +8,13 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from app.operations.courses import Courses
-from app.operations.execution import Execution
-from app.operations.findings import Findings
-from app.operations.verify_analyses import Analyses
-from app.operations.verify_beside import Beside
-from app.operations.verify_chain import broken, compare_source, logs_of
-from app.operations.verify_lists import Lists
+from app.operations.verification.analyses import Analyses
+from app.operations.verification.beside import Beside
+from app.operations.verification.chain import broken, compare_source, logs_of
+from app.operations.verification.courses import Courses
+from app.operations.verification.execution import Execution
+from app.operations.verification.findings import Findings
+from app.operations.verification.lists import Lists
 from domain import consistency
 from domain.chain import Row
 from domain.config import Constraint

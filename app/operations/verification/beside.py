@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final
 
-from app.operations.courses import Courses
-from app.operations.execution import Execution
-from app.operations.findings import Findings
+from app.operations.verification.courses import Courses
+from app.operations.verification.execution import Execution
+from app.operations.verification.findings import Findings
 from domain import consistency
 from domain.chain import blobs_digest
 from domain.events import ERASED, Recorded, StateCreated

@@ -5,8 +5,8 @@ Nothing that is verified depends on it. But a state can be hidden in it, or an e
 
 from collections.abc import Iterator, Sequence
 
-from app.operations.findings import Findings
-from app.operations.verify_chain import broken
+from app.operations.verification.chain import broken
+from app.operations.verification.findings import Findings
 from domain.chain import Row, legible
 from domain.events import ANALYZED, DELETED, ERASED, Recorded, StateCreated
 from domain.ids import Position, StateId

@@ -1,0 +1,1 @@
+"""Verification: a history computed again, and held against what was recorded."""
