@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,7 +22,7 @@ import msgspec
 import pytest
 from litestar.exceptions import HTTPException
 
-from app import schemas
+from app import schemas, service
 from app.bootstrap import default_config
 from app.cli import main
 from app.pictures import attention as drawn_attention
@@ -527,12 +528,17 @@ def test_defaults_of_the_config_are_right() -> None:
     assert not [name for name, value in default.items() if not says(rows[name][1], str(value))]
 
 
-WISHES = (schemas.GenerateTokens, schemas.GenerateMulti, schemas.GenerateBeams)
-QUESTIONS = [body for kind in Asked.__subclasses__() for body in kind.__subclasses__()]
-BODIES: dict[str, type[Any]] = {
-    body.__name__: body
-    for body in (*schemas.Body.__subclasses__(), *WISHES, *QUESTIONS, analysis.Compare)
-}
+def kinds(kind: type[Any]) -> Iterator[type[Any]]:
+    yield kind
+    for narrower in kind.__subclasses__():
+        yield from kinds(narrower)
+
+
+WISHES: list[type[Any]] = [
+    *(schemas.GenerateTokens, schemas.GenerateMulti, schemas.GenerateBeams),
+    analysis.Compare,
+]
+BODIES = {body.__name__: body for body in chain(kinds(schemas.Body), kinds(Asked), WISHES)}
 
 
 def rows_of(route: str, heading: str) -> dict[str, list[str]]:
@@ -569,7 +575,7 @@ def test_limits_of_answers_are_right() -> None:
     limits = (
         *(nested.MAX_NUMBERS, lens.MAX_READINGS, lens.MAX_ALTERNATIVES, drawn_tokens.MAX_TOKENS),
         *(drawn_attention.MAX_TOKENS, drawn_attention.MAX_MAPS, drawn_attention.MAX_WEIGHTS),
-        *(drawn_lens.MAX_POSITIONS, drawn_lens.MAX_CELLS),
+        *(drawn_lens.MAX_POSITIONS, drawn_lens.MAX_CELLS, service.MAX_LOOKS, service.MAX_RESULTS),
     )
     said = anchors(ANALYSIS)["limits"]
     assert not [limit for limit in limits if not says(said, f"{limit:,}")]
@@ -603,12 +609,6 @@ REFUSALS = (
     errors.ResultTooLarge(2, 1, "remedy"),
     NotAcceptable(("application/json",)),
 )
-
-
-def kinds(refusal: type[errors.Refusal]) -> Iterator[type[errors.Refusal]]:
-    yield refusal
-    for kind in refusal.__subclasses__():
-        yield from kinds(kind)
 
 
 def test_every_refusal_is_tried_here() -> None:

@@ -6,7 +6,13 @@ from typing import Final, Literal
 from msgspec import Struct
 
 from domain.analysis.parameters import AttentionParameters
-from domain.analysis.ranges import check_index, check_indices, check_size, positions
+from domain.analysis.ranges import (
+    check_captured,
+    check_index,
+    check_indices,
+    check_size,
+    positions,
+)
 from domain.errors import FieldProblem, InvalidInput
 from domain.ids import TokenId
 from domain.models import Dimensions
@@ -112,25 +118,26 @@ def largest_of(asked: AttentionParameters) -> int | None:
 def check_sizes(
     asked: AttentionParameters, selection: Selection, dimensions: Dimensions, limit: int
 ) -> None:
-    """Refuse what would take more than ``limit`` bytes, in the answer or on the way to it.
+    """Refuse an answer of more than ``limit`` bytes, and to capture too much on the way to it.
 
     Raises:
         ResultTooLarge: says how to ask for less.
     """
     layers, rows, keys = len(selection.layers), len(selection.rows), selection.rows.stop
     matrices = layers * max(1, len(selection.heads))
+    seen, rolled = rows, 0
     match asked.method:
         case "summary":
-            answer, seen = layers * len(selection.heads) * _FIGURES * 4, rows
+            answer = layers * len(selection.heads) * _FIGURES * 4
         case "weights":
-            answer, seen = matrices * rows * _row_bytes(asked, keys), rows
+            answer = matrices * rows * _row_bytes(asked, keys)
         case "rollout":
-            answer, seen = max(rows * _row_bytes(asked, keys), keys * keys * 8), keys
-    heads_seen = seen * dimensions.heads + 2 * keys * dimensions.kv_heads
-    captured = layers * heads_seen * dimensions.head_dim * 4
+            answer = rows * _row_bytes(asked, keys)
+            seen, rolled = keys, keys * keys * 8
+    vectors = seen * dimensions.heads + keys * dimensions.kv_heads
     remedy = _REMEDIES[asked.method]
     check_size(answer, limit, remedy)
-    check_size(captured, limit, f"Queries and keys that it is made from count too. {remedy}")
+    check_captured(layers * vectors * dimensions.head_dim * 4 + rolled, limit, remedy)
 
 
 def _row_bytes(asked: AttentionParameters, keys: int) -> int:

@@ -11,7 +11,14 @@ from typing import Final, Literal
 from msgspec import Struct
 
 from domain.analysis.parameters import EmbeddingParameters, HiddenParameters
-from domain.analysis.ranges import check_index, check_indices, check_position, check_size, positions
+from domain.analysis.ranges import (
+    check_captured,
+    check_index,
+    check_indices,
+    check_position,
+    check_size,
+    positions,
+)
 from domain.analysis.result import Dtype
 from domain.models import Dimensions
 
@@ -63,16 +70,16 @@ def asked_hidden(
 ) -> tuple[tuple[int, ...], range]:
     """The hidden states and the positions asked for of a text of ``held`` tokens.
 
-    What is read to pool it counts as part of the answer, of at most ``limit`` bytes.
-
     Raises:
         InvalidInput: there are none such.
-        ResultTooLarge: there are too many.
+        ResultTooLarge: there are too many to be pooled, or for an answer of ``limit`` bytes.
     """
     layers = tuple(states_named(parameters.layers, dimensions) or (dimensions.layers,))
     span = positions(parameters.start, parameters.end, held)
     read = 1 if parameters.pooling == "last" else len(span)
-    check_size(states_bytes(len(layers) * read, dimensions), limit, _REMEDY)
+    given = len(span) if parameters.pooling == "none" else 1
+    check_size(states_bytes(len(layers) * given, dimensions), limit, _REMEDY)
+    check_captured(states_bytes(len(layers) * read, dimensions), limit, _REMEDY)
     return layers, span
 
 

@@ -6,7 +6,7 @@ from msgspec import Struct
 
 from domain.analysis.hidden import states_bytes, states_named
 from domain.analysis.parameters import LensParameters
-from domain.analysis.ranges import check_position, check_size, positions
+from domain.analysis.ranges import check_captured, check_position, check_size, positions
 from domain.content import Alternative
 from domain.errors import ResultTooLarge, invalid
 from domain.ids import TokenId
@@ -15,6 +15,8 @@ from domain.models import Dimensions
 MAX_READINGS: Final = 16_384
 """Hidden states that are read for one answer: each is multiplied with the whole vocabulary."""
 MAX_ALTERNATIVES: Final = 131_072
+_LIKELIEST_BYTES: Final = 12
+"""An id of 8 bytes and a logprob of 4, for each of the likeliest tokens."""
 _REMEDY: Final = "Name fewer layers, one position, or a narrower range with start and end"
 
 
@@ -62,7 +64,7 @@ def asked_lens(
 
     Raises:
         InvalidInput: there are none such.
-        ResultTooLarge: there are too many, or their hidden states take more than ``limit`` bytes.
+        ResultTooLarge: there are too many, also for tensors of ``limit`` bytes.
     """
     layers = tuple(states_named(parameters.layers, dimensions) or range(dimensions.layers + 1))
     span = _span(parameters, held)
@@ -76,7 +78,8 @@ def asked_lens(
             f"{_REMEDY}; or lower top_k",
             unit="likeliest tokens",
         )
-    check_size(states_bytes(readings, dimensions), limit, _REMEDY)
+    check_size(readings * parameters.top_k * _LIKELIEST_BYTES, limit, f"{_REMEDY}; or lower top_k")
+    check_captured(states_bytes(readings, dimensions), limit, _REMEDY)
     return layers, span
 
 

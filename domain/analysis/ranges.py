@@ -1,8 +1,12 @@
 """What may be asked for: positions, layers and heads that there are, and not too much at once."""
 
 from collections.abc import Iterable
+from typing import Final
 
 from domain.errors import ResultTooLarge, invalid
+
+CAPTURED: Final = 4
+"""What is captured of a text to make an answer from may take so many times what that may."""
 
 
 def positions(start: int, end: int | None, held: int, prefix: str = "") -> range:
@@ -62,3 +66,12 @@ def check_size(size: int, limit: int, remedy: str) -> None:
     """
     if size > limit:
         raise ResultTooLarge(size, limit, remedy)
+
+
+def check_captured(size: int, limit: int, remedy: str) -> None:
+    """Refuse to capture ``size`` bytes of a text for an answer of at most ``limit`` bytes.
+
+    Raises:
+        ResultTooLarge: that is too much; ``remedy`` says how to ask for less.
+    """
+    check_size(size, CAPTURED * limit, f"What an answer is made from counts too. {remedy}")

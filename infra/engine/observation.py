@@ -101,17 +101,20 @@ class Observation:
         self._deliver(error)
 
     def seen(self) -> Seen:
-        """What was seen, once the job is done: put together, so not on the engine's thread."""
+        """What was seen, once the job is done, to be called once.
+
+        It is put together, so not on the engine's thread, and its parts are let go of one by one.
+        """
         tokens = len(self.text.tokens)
-        rows = {site: torch.cat(parts) for site, parts in self._rows.items()}
+        rows = {site: torch.cat(self._rows.pop(site)) for site in list(self._rows)}
         return Seen(
             queries={
                 site.index: (rows[site], weighing) for site, weighing in self._weighing.items()
             },
             residual={site.index: rows[site] for site in rows if site.kind == "residual"},
             normalised=rows.get(Site("normalised", 0)),
-            keys={layer: in_order(blocks, tokens) for layer, blocks in self._keys.items()},
-            values={layer: in_order(blocks, tokens) for layer, blocks in self._values.items()},
+            keys={at: in_order(self._keys.pop(at), tokens) for at in self._look.keys},
+            values={at: in_order(self._values.pop(at), tokens) for at in self._look.values},
             logits=self._logits,
             tokens_computed=tokens - self.text.reused,
             tokens_reused=self.text.reused,

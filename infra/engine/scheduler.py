@@ -376,8 +376,8 @@ class Scheduler:
 
     def _ready(self) -> list[Sequence]:
         """Who computes: all but those whose next block another computes and is further in."""
-        nearest_first = sorted(reversed(self._running), key=lambda sequence: sequence.computed)
-        furthest = {text.next_key: text for text in nearest_first if not text.shallow}
+        furthest_first = sorted(self._running, key=lambda sequence: -sequence.computed)
+        furthest = {one.next_key: one for one in reversed(furthest_first) if not one.shallow}
         return [
             sequence
             for sequence in self._running

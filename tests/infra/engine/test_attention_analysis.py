@@ -310,32 +310,39 @@ async def test_what_there_is_not_is_refused_by_name(
 
 
 @pytest.mark.parametrize(
-    ("large", "small"),
+    ("limit", "large", "small"),
     [
-        ({"layer": 0, "heads": (0, 1, 2)}, {"layer": 0, "heads": (0, 1)}),
-        ({"layer": 0, "heads": (0, 1, 2)}, {"layer": 0, "heads": (0, 1, 2), "start": 60}),
-        ({"layers": (0, 1), "start": 0}, {"layer": 0}),
+        (90_000, {"layer": 1, "heads": (0, 1, 2)}, {"layer": 1, "heads": (0, 1)}),
+        (90_000, {"layer": 1, "heads": (0, 1, 2)}, {"layer": 1, "heads": (0, 1, 2), "start": 60}),
+        (80_000, {"layers": (0, 1), "start": 0}, {"layer": 1}),
         (
-            {"layer": 0, "heads": (0, 1, 2), "format": "sparse", "top_k": 99},
-            {"layer": 0, "heads": (0, 1, 2), "format": "sparse", "top_k": 9},
+            90_000,
+            {"layer": 1, "heads": (0, 1, 2), "format": "sparse", "top_k": 99},
+            {"layer": 1, "heads": (0, 1, 2), "format": "sparse", "top_k": 9},
         ),
-        ({"method": "rollout"}, {"method": "rollout", "end": 50}),
-        ({"method": "summary"}, {"method": "summary", "layer": 1}),
+        (40_000, {"method": "rollout"}, {"method": "rollout", "end": 50}),
+        (
+            20_000,
+            {"method": "rollout", "format": "sparse", "top_k": 1},
+            {"method": "rollout", "format": "sparse", "top_k": 1, "end": 50},
+        ),
+        (20_000, {"method": "summary"}, {"method": "summary", "layer": 1}),
     ],
 )
 async def test_too_large_an_answer_is_refused_before_it_is_computed(
     llama: TransformersModel,
     monkeypatch: pytest.MonkeyPatch,
+    limit: int,
     large: dict[str, Any],
     small: dict[str, Any],
 ) -> None:
-    monkeypatch.setattr(llama, "max_result_bytes", 90_000)
+    monkeypatch.setattr(llama, "max_result_bytes", limit)
     await llama.forget()
     with pytest.raises(ResultTooLarge, match="Name "):
         await look(llama, **large)
     assert llama.counters().blocks_cached == 0, "nothing was computed"
     found = await look(llama, **small)
-    assert sum(tensor.nbytes for tensor in found.tensors.values()) <= 90_000
+    assert sum(tensor.nbytes for tensor in found.tensors.values()) <= limit
     assert llama.counters().blocks_cached > 0
 
 

@@ -157,7 +157,7 @@ async def test_it_tells_which_blocks_were_hot_and_how_many_hold_them(
     llama: TransformersModel,
 ) -> None:
     await llama.forget()
-    question = CacheParameters(layer=0, key_name="k")
+    question = CacheParameters(layer=1, key_name="k")
     cold = (await look(llama, question)).beside
     assert isinstance(cold, Residence)
     assert [(block.start, block.end) for block in cold.blocks] == [(0, 32), (32, 64)]

@@ -112,13 +112,14 @@ async def test_too_much_is_refused_before_anything_is_computed(
     for question in (
         HiddenParameters(end=21),
         HiddenParameters(layers=(0, 2), end=11),
-        HiddenParameters(end=21, pooling="mean"),
+        HiddenParameters(layers=(0, 1, 2), end=27, pooling="mean"),
     ):
         with pytest.raises(ResultTooLarge, match="start and end"):
             await look(model, question)
     assert model.counters() == before
     await look(model, HiddenParameters(end=20))
     await look(model, HiddenParameters(pooling="last"))
+    await look(model, HiddenParameters(layers=(0, 1, 2), end=26, pooling="mean"))
 
 
 async def test_what_there_is_not_is_refused_by_name(llama: TransformersModel) -> None:

@@ -186,6 +186,10 @@ def test_too_much_is_refused_and_told_how_to_ask_for_less() -> None:
             held,
             1 << 30,
         )
-    asked_lens(LensParameters(end=10), small, held, 8 * 10 * 4)
-    with pytest.raises(ResultTooLarge):
-        asked_lens(LensParameters(end=10), small, held, 8 * 10 * 4 - 1)
+    asked_lens(LensParameters(end=10, top_k=2), small, held, 8 * 10 * 2 * 12)
+    with pytest.raises(ResultTooLarge, match="lower top_k"):
+        asked_lens(LensParameters(end=10, top_k=2), small, held, 8 * 10 * 2 * 12 - 1)
+    wide = Dimensions(layers=7, heads=1, kv_heads=1, head_dim=100, width=100)
+    asked_lens(LensParameters(end=10, top_k=1), wide, held, 8 * 10 * 100)
+    with pytest.raises(ResultTooLarge, match="What an answer is made from counts too"):
+        asked_lens(LensParameters(end=10, top_k=1), wide, held, 8 * 10 * 100 - 1)

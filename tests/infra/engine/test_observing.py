@@ -404,6 +404,9 @@ def test_only_what_is_asked_for_is_handed_out(desk: Desk) -> None:
     assert (seen.queries, seen.keys, seen.values) == ({}, {}, {})
     assert seen.normalised is None
     assert seen.logits is None
+    keys = desk.observe(Look(tokens=tokens, keys=frozenset({0})))
+    assert {layer: rows.shape for layer, rows in keys.keys.items()} == {0: (2, 150, 16)}
+    assert (keys.queries, keys.residual, keys.values) == ({}, {}, {})
 
 
 def test_what_is_seen_can_be_written_to(desk: Desk) -> None:

@@ -736,6 +736,53 @@ def test_who_is_cancelled_frees_its_place_and_its_blocks_for_the_next_pass(passe
     assert rows_of(run(running)).keys() == {texts[1], next_in_line}
 
 
+def shallow(number: int, count: int) -> Sequence:
+    return Sequence(stream(number, count), count, count, ROOT, first_seen=count - 1, shallow=True)
+
+
+def test_a_shallow_text_uses_blocks_that_it_finds_and_leaves_none() -> None:
+    pool = BlockPool(30)
+    running = scheduler(pool, rows=40)
+    for text, start in ((shallow(1, 100), 0), (sequence(1, 100), 0), (shallow(1, 100), 96)):
+        running.add(text)
+        before = pool.cached
+        assert run(running)[0].start == start
+        while text.remaining:
+            run(running)
+        assert text.reused == start
+        assert pool.cached - before == (0 if text.shallow else 3)
+        running.remove(text)
+        assert pool.held == 0
+
+
+def test_nobody_waits_for_a_shallow_text_nor_does_one_that_has_begun_for_others() -> None:
+    pool = BlockPool(30)
+    running = scheduler(pool, rows=40)
+    looked_at, text = shallow(1, 100), sequence(1, 100)
+    running.add(looked_at)
+    assert rows_of(run(running)) == {looked_at: 40}
+    running.add(text)
+    while looked_at.remaining:
+        computed = looked_at.computed
+        assert rows_of(run(running)).keys() == {looked_at, text}
+        assert looked_at.computed > computed
+    assert (looked_at.reused, text.reused) == (0, 0)
+    assert pool.cached > 0
+
+
+def test_a_shallow_text_waits_for_what_another_computes_and_leaves() -> None:
+    running = scheduler(BlockPool(30), rows=40)
+    text, looked_at = sequence(1, 100), shallow(1, 100)
+    running.add(text)
+    run(running)
+    running.add(looked_at)
+    while text.remaining > 4:
+        assert rows_of(run(running)).keys() == {text}
+    while looked_at.remaining:
+        run(running)
+    assert looked_at.reused == 96
+
+
 def test_copies_between_the_tiers_come_with_the_pass_that_needs_them() -> None:
     pool = BlockPool(4, host_slots=3)
     running = scheduler(pool)
