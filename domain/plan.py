@@ -205,15 +205,15 @@ def _check_beams(config: StateConfig, wish: BeamWish, max_beams: int) -> None:
         raise InvalidInput(*problems)
 
 
-def check_language(state: Live) -> None:
-    """Refuse a state whose model writes no text.
+def check_language(state: Live, *, field: str = "state_id") -> None:
+    """Refuse a state, named by a ``field``, whose model writes no text.
 
     Raises:
         InvalidInput: it is a state of a classifier.
     """
     if state.model_type != "causal_lm":
         reason = f"is a state of a classifier ({state.model_type}): this needs a causal_lm state"
-        raise invalid("state_id", f"{reason}; POST /v1/analyze/classify takes it")
+        raise invalid(field, f"{reason}; POST /v1/analyze/classify takes it")
 
 
 def check_runnable(

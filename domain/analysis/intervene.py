@@ -60,7 +60,10 @@ def check_edits(
     for position, token in parameters.replace.items():
         check_position(f"replace.{position}", position, held)
         if not 0 <= token < vocabulary_size:
-            raise invalid(f"replace.{position}", f"must be from 0 to {vocabulary_size - 1}")
+            raise invalid(
+                f"replace.{position}",
+                f"must be 0 to {vocabulary_size - 1}: the vocabulary has {vocabulary_size} tokens",
+            )
     for place, zeroed in enumerate(parameters.zero_heads):
         check_index(f"zero_heads[{place}].layer", zeroed.layer, dimensions.layers, of="layers")
         check_index(f"zero_heads[{place}].head", zeroed.head, dimensions.heads, of="heads")

@@ -105,6 +105,7 @@ def test_it_tells_which_blocks_are_hot_and_with_how_many_states_they_are_shared(
     assert {block["other_states"] for block in blocks} == {0}
     fork(client, state)
     create(client, text=None, tokens=[*tokens_of(client, state)[:40], 3])
+    analyze(client, CACHE, state, **{**KEYS, "layer": LAYERS - 1})  # computes all layers
     shared = analyze(client, CACHE, state, **KEYS)["blocks"]
     assert [block["other_states"] for block in shared[:2]] == [2, 1]
     assert all(block["tier"] == "device" and block["bytes"] > 0 for block in shared)

@@ -287,13 +287,6 @@ def test_labels_are_weighed_by_how_likely_they_come_next(
     assert (report["result"], report["analyses"]) == ("equal", 1)
 
 
-def test_of_labels_that_are_as_likely_the_first_one_is_named(client: httpx.Client) -> None:
-    found = classify(client, create(client)["state_id"], labels=[" a", " dog", " dog", " a"])
-    names = [one["label"] for one in found["scores"]]
-    assert names[0] == names[1]
-    assert found["scores"][0] == found["scores"][1]
-
-
 def test_labels_that_do_not_fit_are_all_named(client: httpx.Client) -> None:
     full = create(client, text=None, tokens=[300] * 1022)["state_id"]
     labels = [" dog", " a big red ball", "x" * 900, " sad"]
@@ -301,3 +294,10 @@ def test_labels_that_do_not_fit_are_all_named(client: httpx.Client) -> None:
     assert "leaves room for 2" in problem["detail"]
     found = classify(client, full, labels=[" a", " sad"])
     assert len(found["scores"]) == 2
+
+
+def test_a_label_that_is_named_twice_is_refused(client: httpx.Client) -> None:
+    state_id = create(client)["state_id"]
+    problem = refused(client, state_id, "labels[2]", labels=[" glad", " sad", " glad"])
+    assert "names ' glad' twice" in problem["detail"]
+

@@ -80,7 +80,9 @@ async def _label_tokens(
             rule = "has no tokens in this model's vocabulary"
             if len(own) > room:
                 rule = f"has {len(own)} tokens, the text leaves room for {room}"
-        if not 0 < len(own) <= room:
+        if label in labels[:index]:
+            problems.append(FieldProblem(f"labels[{index}]", f"names {label!r} twice"))
+        elif not 0 < len(own) <= room:
             problems.append(FieldProblem(f"labels[{index}]", rule))
         tokens.append(own)
     if problems:

@@ -15,6 +15,7 @@ from domain.diff import diff
 from domain.errors import FingerprintChanged, invalid
 from domain.ids import StateId, Version
 from domain.models import LanguageModel
+from domain.plan import check_language
 from domain.state import Live
 
 
@@ -30,9 +31,11 @@ async def comparison(
 
     Raises:
         StateNotFound, StateIsDeleted, StateIsErased, VersionNotFound: there is no such other state.
+        InvalidInput: the other state is one of a classifier.
         ModelNotFound, ModelUnavailable, NotRunnable: its model cannot be had.
     """
     other = await service.as_it_was(other_state_id, other_version)
+    check_language(other, field="other_state_id")
     model = await service.model(other)
     return CompareParameters(
         other_state_id=other_state_id,
