@@ -1,6 +1,7 @@
 """Looking inside a state: what it takes, and what running streams notice of it."""
 
 from collections.abc import Iterator
+from functools import partial
 from threading import Event, Thread
 
 from benchmarks.bench import Bench
@@ -9,29 +10,35 @@ from benchmarks.measured import Measured, Ratio, seconds
 
 def rows(bench: Bench) -> Iterator[Measured]:
     """Time first, then memory, then what it does to others."""
-    yield attention(bench)
+    yield from attention(bench)
     yield tokens(bench)
     yield memory(bench)
     yield streams(bench)
 
 
-def attention(bench: Bench) -> Measured:
-    """The mean over heads of one layer, where theirs gives every layer: it cannot give one."""
+def attention(bench: Bench) -> Iterator[Measured]:
+    """The mean over heads of one layer, where theirs gives every layer: it cannot give one.
+
+    A pass goes as far as the layer that is asked about.
+    """
     client, plain, sizes = bench.server().client, bench.plain, bench.sizes
     prompt = bench.prompt(sizes.long)
     state_id = client.hold(prompt)
 
-    def ask() -> None:
-        client.tensor("/v1/analyze/attention", state_id=state_id, layer=0)
+    def took(layer: int) -> float:
+        how = {"state_id": state_id, "layer": layer}
+        return 1e3 * seconds(partial(client.tensor, "/v1/analyze/attention", **how))
 
-    return bench.pair(
-        f"attention of one layer of a hot {sizes.long}-token state, a request",
-        "transformers with eager attention, from scratch",
-        "ms",
-        Ratio.SPEEDUP,
-        ours=lambda: 1e3 * seconds(ask),
-        theirs=lambda: 1e3 * plain.attentions(prompt),
-    )
+    last = bench.layers - 1
+    for name, layer in {"first": 0, "middle": last // 2, "last": last}.items():
+        yield bench.pair(
+            f"attention of the {name} layer of a hot {sizes.long}-token state, a request",
+            "transformers with eager attention, from scratch",
+            "ms",
+            Ratio.SPEEDUP,
+            ours=partial(took, layer),
+            theirs=lambda: 1e3 * plain.attentions(prompt),
+        )
 
 
 def tokens(bench: Bench) -> Measured:
@@ -84,7 +91,7 @@ def streams(bench: Bench) -> Measured:
 
     def ask() -> None:
         while not enough.is_set():
-            served.guest.tensor("/v1/analyze/attention", state_id=looked_at, layer=0)
+            served.guest.tensor("/v1/analyze/attention", state_id=looked_at, layer=bench.layers - 1)
 
     def rate() -> float:
         states = [served.client.create(bench.prompt(sizes.prompt)) for _ in range(sizes.many)]

@@ -100,6 +100,11 @@ class Bench:
         """Tokens that a text may hold."""
         return int(self._config.n_positions)
 
+    @property
+    def layers(self) -> int:
+        """Layers of the model."""
+        return int(self._config.n_layer)
+
     def kv_bytes(self, tokens: int) -> int:
         """Bytes of the K/V of so many tokens in float32."""
         return int(2 * self._config.n_layer * self._config.n_embd * 4 * tokens)

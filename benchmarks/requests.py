@@ -80,6 +80,7 @@ def _run_engine(asked: Connection, threads: int) -> None:
     async def run() -> None:
         async with open_models(Settings(model_name=MODEL, threads=threads)) as models:
             model = await models.get(models.default)
+            assert model.model_type == "causal_lm"
             while (wanted := asked.recv()) is not None:
                 asked.send(await _alone(model, *wanted))
 

@@ -84,7 +84,7 @@ def test_every_pair_is_measured_in_every_round(parts: dict[str, list[Measured]])
         "throughput": 11,
         "constraints": 3,
         "prompts": 6,
-        "analysis": 4,
+        "analysis": 6,
         "audit": 1,
         "stalls": 3,
         "disconnects": 2,

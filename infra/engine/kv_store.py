@@ -78,6 +78,11 @@ class KVStore:
         self.k[layer][blocks, :, :, offsets] = k
         self.v[layer][blocks, :, offsets, : v.shape[-1]] = v
 
+    def clear(self, table: list[int]) -> None:
+        """Zero blocks that hold what is not to be met by whoever uses them next."""
+        self.k[:, table] = 0
+        self.v[:, table] = 0
+
     def move(self, moves: Iterable[Move]) -> None:
         """Copy blocks within the device, and between it and the host, in this order.
 

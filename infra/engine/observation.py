@@ -92,6 +92,14 @@ class Observation:
         self._values = {layer: self._store.values(layer, table) for layer in self._look.values}
         return True
 
+    def leave(self) -> None:
+        """Before its blocks are let go: clear them of numbers that an edit may have made infinite.
+
+        Where such are masked for others, their products with 0 would still not be 0.
+        """
+        if self._look.edits:
+            self._store.clear(self.text.table)
+
     def finish(self) -> None:
         """Say that all is seen."""
         self._deliver(self)

@@ -54,6 +54,8 @@ class Runner:
     def drop(self, job: Job) -> None:
         """Stop working on a job, finished or not; its blocks are free at once."""
         if self._jobs.pop(job.text, None) is not None:
+            if isinstance(job, Observation):
+                job.leave()
             self.scheduler.remove_group(job.text)
 
     def abandon(self, error: Exception) -> None:

@@ -300,4 +300,3 @@ def test_a_label_that_is_named_twice_is_refused(client: httpx.Client) -> None:
     state_id = create(client)["state_id"]
     problem = refused(client, state_id, "labels[2]", labels=[" glad", " sad", " glad"])
     assert "names ' glad' twice" in problem["detail"]
-

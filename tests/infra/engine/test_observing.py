@@ -296,6 +296,22 @@ def test_an_edit_changes_the_same_bits_however_the_text_is_cut(
     assert same(cut.observe(look), whole.observe(look))
 
 
+def test_numbers_that_an_edit_makes_infinite_are_met_by_nobody_else(prepared: Prepared) -> None:
+    desk = Desk(prepared, blocks=8, max_rows=64)
+    infinite = Edits(added={0: ((range(len(TOKENS)), torch.full((64,), torch.inf)),)})
+    look = replace(desk.everything(), edits=infinite)
+    expected = Desk(prepared).compute(text(9, 40))
+    seen = desk.observe(look)
+    assert not seen.values[1].isfinite().any()
+    assert desk.compute(text(9, 40), root=None).equal(expected)
+    job = desk.job(look)
+    desk.runner.add(job)
+    desk.runner.step()
+    assert not desk.store.v.isfinite().all()
+    desk.runner.drop(job)
+    assert desk.compute(text(9, 40), root=None).equal(expected)
+
+
 # bits
 
 

@@ -770,6 +770,14 @@ def test_nobody_waits_for_a_shallow_text_nor_does_one_that_has_begun_for_others(
     assert pool.cached > 0
 
 
+def test_of_those_that_begin_together_nobody_waits_for_a_shallow_one() -> None:
+    running = scheduler(BlockPool(30))
+    text = sequence(1, 100)
+    for one in (shallow(1, 100), shallow(1, 100), text):
+        running.add(one)
+    assert rows_of(run(running)).keys() == {text}
+
+
 def test_a_shallow_text_waits_for_what_another_computes_and_leaves() -> None:
     running = scheduler(BlockPool(30), rows=40)
     text, looked_at = sequence(1, 100), shallow(1, 100)
