@@ -39,7 +39,7 @@ MAX_LOOKS: Final = 4
 """Questions about the inside of states that are worked on at once; others wait."""
 
 MAX_RESULTS: Final = 16
-"""Large answers to such questions that are being sent; more than these are refused."""
+"""Answers to them that are being drawn, or are large and being sent; more are refused."""
 
 
 class Call(Struct, frozen=True, kw_only=True):
@@ -91,7 +91,7 @@ class Service:
         self.exports = Turns(max_queue, "exports are being sent")
         self.imports = Turns(MAX_IMPORTS)
         self.looks = asyncio.Semaphore(MAX_LOOKS)
-        self.results = Turns(MAX_RESULTS, "large answers are being sent")
+        self.results = Turns(MAX_RESULTS, "large answers are being drawn or sent")
         self.feeds = Feeds(log)
         self._answers = Turns(max_queue)
         self.stopping: set[StateId] = set()

@@ -8,10 +8,9 @@ from typing import Final, Protocol
 from app.operations.analysis.analyze import Analyzed
 from app.pictures import attention, lens, tokens
 from domain.analysis.parameters import (
-    Asked,
     AttentionParameters,
     LensParameters,
-    Parameters,
+    Question,
     TokensParameters,
 )
 from domain.analysis.result import Result
@@ -34,7 +33,7 @@ class Kind(Protocol):
         """The figure as a file."""
 
 
-_KINDS: Final[dict[type[Asked], Kind]] = {
+_KINDS: Final[dict[type[Question], Kind]] = {
     AttentionParameters: attention,
     LensParameters: lens,
     TokensParameters: tokens,
@@ -44,17 +43,17 @@ _KINDS: Final[dict[type[Asked], Kind]] = {
 _THREAD: Final = ThreadPoolExecutor(1, thread_name_prefix="pictures")
 
 
-def offered(question: Parameters) -> tuple[str, ...]:
+def offered(question: Question) -> tuple[str, ...]:
     """The media types of pictures that a question can be answered with here."""
     return MEDIA_TYPES if type(question) in _KINDS and _installed() else ()
 
 
-def lacking(question: Parameters) -> bool:
+def lacking(question: Question) -> bool:
     """Whether there would be pictures, were matplotlib installed."""
     return type(question) in _KINDS and not _installed()
 
 
-def check(question: Parameters, result: Result) -> None:
+def check(question: Question, result: Result) -> None:
     """Refuse what is too much for one figure.
 
     Raises:

@@ -13,7 +13,7 @@ from app.representations import files, nested
 from app.representations.negotiation import NotAcceptable, Range, best, ranges
 from app.streams import EventStream
 from app.turns import Turns
-from domain.analysis.parameters import Parameters
+from domain.analysis.parameters import Question
 from domain.analysis.result import Result, Tensor
 from domain.errors import invalid
 
@@ -30,7 +30,7 @@ _PART_BYTES: Final = 1 << 18
 class Wanted(Struct, frozen=True):
     """The form that a client wants the answer to a question in; ``tensor`` is the one to send."""
 
-    question: Parameters
+    question: Question
     accepted: tuple[Range, ...]
     tensor: str | None
 
@@ -75,7 +75,7 @@ class Wanted(Struct, frozen=True):
         return named[self.tensor]
 
 
-def wanted(request: Request[Any, Any, Any], question: Parameters) -> Wanted:
+def wanted(request: Request[Any, Any, Any], question: Question) -> Wanted:
     """The form that a request asks for.
 
     Raises:
@@ -92,11 +92,11 @@ async def represent(
 ) -> Response[Any]:
     """The answer to a question, in the form that the client asks for.
 
-    It is encoded off the event loop; a large one is sent piece by piece, and has one of the
-    ``places`` while it is.
+    It is encoded off the event loop. A picture while it is drawn, and a large answer while it is
+    sent piece by piece, has one of the ``places``.
 
     Raises:
-        QueueFull: it is large, and there is no place.
+        QueueFull: there is none for it.
     """
     form = wanted.form(bool(found.result.tensors))
     headers = headers | {"Vary": "Accept"}
@@ -111,7 +111,8 @@ async def represent(
         case "application/json":
             parts = nested.parts(found)
         case _:
-            drawn = await pictures.draw(found, form)
+            async with places.turn(object()):
+                drawn = await pictures.draw(found, form)
             return Response(drawn, media_type=form, headers=headers)
     parts = _joined(parts)
     begin = await asyncio.to_thread(_taken, parts, _WHOLE_BYTES)

@@ -9,7 +9,6 @@ from litestar.params import Parameter
 from app.calls import call_of, etag
 from app.leaving import CLIENT_LEFT, ClientLeft, unless_left
 from app.operations.analysis.analyze import analyze
-from app.operations.analysis.compare import comparison
 from app.representations import answers, represent, wanted
 from app.routes.handlers import looking
 from app.service import Service
@@ -63,15 +62,11 @@ class Classify(asked.ClassifyParameters, frozen=True, kw_only=True, tag=False):
     version: Version | None = None
 
 
-class Compare(asked.Asked, frozen=True, kw_only=True, tag=False):
+class Compare(asked.CompareWish, frozen=True, kw_only=True):
     """Where two states, or two versions of one, differ; both as they are if no version is named."""
 
     state_id: StateId
     version: Version | None = None
-    other_state_id: StateId
-    other_version: Version | None = None
-    start: asked.Place = 0
-    end: asked.Place | None = None
 
 
 class Intervene(asked.InterveneParameters, frozen=True, kw_only=True, tag=False):
@@ -153,9 +148,7 @@ async def classify(data: Classify, request: AnyRequest, service: Service) -> Res
 @looking("/analyze/compare", Compare, answer=answers.COMPARE)
 async def compare(data: Compare, request: AnyRequest, service: Service) -> Response[Any]:
     """Where two states, or two versions of one, differ."""
-    other = data.other_state_id, data.other_version
-    question = await comparison(service, *other, start=data.start, end=data.end)
-    return await _answer(request, service, data.state_id, data.version, question)
+    return await _answer(request, service, data.state_id, data.version, _question(data))
 
 
 @looking("/analyze/intervene", Intervene, answer=answers.INTERVENE)
@@ -164,12 +157,10 @@ async def intervene(data: Intervene, request: AnyRequest, service: Service) -> R
     return await _answer(request, service, data.state_id, data.version, _question(data))
 
 
-def _question(data: asked.Asked) -> asked.Parameters:
+def _question(data: asked.Question) -> asked.Question:
     """What is asked, without whom it is asked of."""
-    kind: type[asked.Asked] = type(data).__bases__[0]
-    fields = {name: getattr(data, name) for name in kind.__struct_fields__}
-    question: asked.Parameters = kind(**fields)  # type: ignore[assignment]
-    return question
+    kind: type[asked.Question] = type(data).__bases__[0]
+    return kind(**{name: getattr(data, name) for name in kind.__struct_fields__})
 
 
 async def _answer(
@@ -177,7 +168,7 @@ async def _answer(
     service: Service,
     state_id: str,
     version: int | None,
-    question: asked.Parameters,
+    question: asked.Question,
 ) -> Response[Any]:
     """The answer, in the form that the client accepts; nobody works on for one that has left."""
     form = wanted(request, question)

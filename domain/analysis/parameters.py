@@ -125,6 +125,15 @@ class CompareParameters(Asked, frozen=True, kw_only=True, tag="compare"):
     end: Place | None = None
 
 
+class CompareWish(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A comparison with a state as it will be when it is made, if no version is named."""
+
+    other_state_id: StateId
+    other_version: Version | None = None
+    start: Place = 0
+    end: Place | None = None
+
+
 class HeadAt(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An attention head of a layer."""
 
@@ -168,3 +177,6 @@ Inside = (
 """Questions that one pass of a language model over the state's own tokens answers."""
 
 Parameters = Inside | TokensParameters | ClassifyParameters | CompareParameters
+
+Question = Parameters | CompareWish
+"""What a client asks: parameters, or what they come of."""

@@ -37,7 +37,7 @@ from infra.engine.probe import check_against_plain, plain_logits, probe
 from infra.engine.runner import Runner
 from infra.engine.scoring import Scoring
 from infra.engine.searching import Search
-from infra.engine.waiting import deliver_to, done_by, taken_from
+from infra.engine.waiting import deliver_to, done_by, taken_from, worked_out
 from infra.models.loader import Loaded
 
 Item = TypeVar("Item")
@@ -271,7 +271,7 @@ class TransformersModel:
         )
         self._runner.executor.check(job.sites)
         await self._result(job, inbox)
-        return await asyncio.to_thread(job.seen)
+        return await worked_out(job.seen)
 
     async def project(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits ``(rows, vocabulary)`` of hidden states ``(rows, width)`` of any layer.

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from infra.engine.engine import Engine
 
@@ -42,3 +42,16 @@ async def done_by(engine: Engine, work: Callable[[], Item]) -> Item:
 
     engine.submit_chore(run)
     return await taken_from(inbox)
+
+
+async def worked_out(work: Callable[..., Item], *arguments: Any) -> Item:
+    """What ``work`` gives, off the event loop.
+
+    Who is cancelled meanwhile ends only when the work does, since that is how long it takes memory.
+    """
+    working = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await asyncio.wait((working,))
+        raise

@@ -16,10 +16,10 @@ import pytest_asyncio
 from app.bootstrap import open_models, open_service
 from app.operations import states
 from app.operations.analysis.analyze import analyze
-from app.operations.analysis.compare import comparison
+from app.operations.analysis.compare import settled
 from app.operations.verification.verify import Request, Verifier
 from app.service import Service
-from domain.analysis.parameters import NextParameters, Parameters
+from domain.analysis.parameters import CompareWish, NextParameters, Parameters
 from domain.analysis.result import Result
 from domain.fingerprint import Fingerprint
 from domain.ids import Position, StateId, Version
@@ -255,7 +255,7 @@ async def write_compared(database: Path, *, erasable: bool) -> Looked:
     async with open_service(settings) as service:
         first = await begin(service, "Once upon a time")
         second = await begin(service, "Once upon a bear")
-        question = await comparison(service, second, None, start=0, end=None)
+        question = await settled(service, CompareWish(other_state_id=second))
         await ask(service, first, question)
         await draw(service, second)
     return Looked(database, (first, second, second))

@@ -5,12 +5,13 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
+from app.operations.analysis.compare import settled
 from app.operations.analysis.compute import compute
 from app.operations.analysis.materials import Asking
 from app.operations.analysis.sharing import with_sharers
 from app.service import Call, Service
 from domain import decide
-from domain.analysis.parameters import Parameters
+from domain.analysis.parameters import Parameters, Question
 from domain.analysis.result import Result, digest
 from domain.errors import FingerprintChanged
 from domain.events import Recorded, StateAnalyzed
@@ -33,7 +34,7 @@ async def analyze(
     call: Call,
     state_id: StateId,
     version: Version | None,
-    parameters: Parameters,
+    question: Question,
     *,
     check: Callable[[Result], None],
 ) -> Analyzed:
@@ -57,6 +58,7 @@ async def analyze(
             return await _again(service, *earlier, check=check)
         decide.check_precondition(await service.live(state_id), call.if_match)
         state = await service.live(state_id, version)
+        parameters = await settled(service, question)
         result, fingerprint = await compute(Asking(service), state, parameters)
         check(result)
         result_digest = await asyncio.to_thread(digest, result)

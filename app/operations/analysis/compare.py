@@ -8,41 +8,35 @@ from app.operations.analysis.materials import Materials
 from app.operations.diff import next_tokens, speak_alike
 from app.service import Service
 from domain.analysis.compare import PLACE_BYTES, ComparedToken, CompareFacts, asked_places
-from domain.analysis.parameters import CompareParameters
+from domain.analysis.parameters import CompareParameters, CompareWish, Parameters, Question
 from domain.analysis.ranges import check_size
 from domain.analysis.result import Result, Tensor
 from domain.diff import diff
 from domain.errors import FingerprintChanged, invalid
-from domain.ids import StateId, Version
 from domain.models import LanguageModel
 from domain.plan import check_language
 from domain.state import Live
 
 
-async def comparison(
-    service: Service,
-    other_state_id: StateId,
-    other_version: Version | None,
-    *,
-    start: int,
-    end: int | None,
-) -> CompareParameters:
-    """A question that stays the same: the other state as it is now, if no version is named.
+async def settled(service: Service, question: Question) -> Parameters:
+    """A question that stays the same: of a comparison, with the other state as it is now.
 
     Raises:
         StateNotFound, StateIsDeleted, StateIsErased, VersionNotFound: there is no such other state.
         InvalidInput: the other state is one of a classifier.
         ModelNotFound, ModelUnavailable, NotRunnable: its model cannot be had.
     """
-    other = await service.as_it_was(other_state_id, other_version)
+    if not isinstance(question, CompareWish):
+        return question
+    other = await service.as_it_was(question.other_state_id, question.other_version)
     check_language(other, field="other_state_id")
     model = await service.model(other)
     return CompareParameters(
-        other_state_id=other_state_id,
+        other_state_id=other.state_id,
         other_version=other.version,
         other_fingerprint=model.fingerprint.id,
-        start=start,
-        end=end,
+        start=question.start,
+        end=question.end,
     )
 
 

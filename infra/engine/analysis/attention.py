@@ -3,7 +3,6 @@
 Only the weights of a few rows, of one head of one layer, are held at a time besides the answer.
 """
 
-import asyncio
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
@@ -20,6 +19,7 @@ from domain.ids import TokenId
 from infra.engine.analysis.attention_kernels import Floats, LayerWeights, roll
 from infra.engine.analysis.tensors import packed
 from infra.engine.observing import Look, Seen
+from infra.engine.waiting import worked_out
 
 if TYPE_CHECKING:
     from infra.engine.language_model import TransformersModel
@@ -48,7 +48,7 @@ async def attention(
     look = Look(tokens=text, start=first, queries=layers, keys=layers)
     seen = await model.observe(look, private=private)
     facts = describe(asked, selection, text, model.fragment((), text).pieces())
-    tensors = await asyncio.to_thread(_tensors, seen, asked, selection, first)
+    tensors = await worked_out(_tensors, seen, asked, selection, first)
     return Result(facts=facts, tensors=tensors)
 
 

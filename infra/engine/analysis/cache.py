@@ -1,6 +1,5 @@
 """Keys and values as they are stored, and where the blocks of a text are."""
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from infra.engine.analysis.statistics import statistics
 from infra.engine.analysis.tensors import packed
 from infra.engine.blocks import BLOCK_TOKENS, BlockPool
 from infra.engine.observing import Look
+from infra.engine.waiting import worked_out
 
 if TYPE_CHECKING:
     from infra.engine.language_model import TransformersModel
@@ -42,7 +42,7 @@ async def cached(
     stored = seen.keys if name == "k" else seen.values
     heads = slice(None) if parameters.head is None else parameters.head
     data = stored[parameters.layer][heads, span.start :]
-    result = await asyncio.to_thread(_found, parameters, span, data)
+    result = await worked_out(_found, parameters, span, data)
     return msgspec.structs.replace(result, beside=residence)
 
 

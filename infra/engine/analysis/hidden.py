@@ -1,6 +1,5 @@
 """Hidden states, as they are and pooled."""
 
-import asyncio
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +18,7 @@ from domain.analysis.result import Result
 from domain.ids import TokenId
 from infra.engine.analysis.tensors import packed
 from infra.engine.observing import Look
+from infra.engine.waiting import worked_out
 
 if TYPE_CHECKING:
     from infra.engine.language_model import TransformersModel
@@ -35,7 +35,7 @@ async def hidden(
     layers, span = asked_hidden(parameters, model.dimensions, len(tokens), model.max_result_bytes)
     read = span[-1:] if parameters.pooling == "last" else span
     states = await _states(model, tokens, layers, read, private=private)
-    return await asyncio.to_thread(_found, states, layers, span, parameters.pooling)
+    return await worked_out(_found, states, layers, span, parameters.pooling)
 
 
 def _found(states: list[Tensor], layers: tuple[int, ...], span: range, pooling: Pooling) -> Result:

@@ -1,6 +1,5 @@
 """What could come next if something were otherwise: two passes, one of them edited."""
 
-import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -22,6 +21,7 @@ from infra.engine.analysis.tensors import packed
 from infra.engine.comparing import divergence
 from infra.engine.observing import Edits, Look
 from infra.engine.sampler import Row
+from infra.engine.waiting import worked_out
 
 if TYPE_CHECKING:
     from infra.engine.language_model import TransformersModel
@@ -42,7 +42,7 @@ async def intervene(
     edited_logits = await _logits(model, edited, _edits(parameters, len(tokens)), private=private)
     if not np.isfinite(edited_logits.max()):
         raise invalid("add", "is so large that nothing the model computes after it is a number")
-    facts = await asyncio.to_thread(
+    facts = await worked_out(
         _facts, model, (tokens, edited), (original_logits, edited_logits), sampling, parameters
     )
     tensors = tuple(

@@ -1,6 +1,5 @@
 """The logit lens: hidden states of all layers through the last normalisation and the head."""
 
-import asyncio
 import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -18,6 +17,7 @@ from infra.engine import sampler
 from infra.engine.analysis.tensors import packed
 from infra.engine.observing import Look
 from infra.engine.sampler import Measures, Row
+from infra.engine.waiting import worked_out
 
 if TYPE_CHECKING:
     from infra.engine.language_model import TransformersModel
@@ -48,7 +48,7 @@ async def lens(
     layers, span = asked_lens(parameters, model.dimensions, len(tokens), model.max_result_bytes)
     look = Look(tokens=tokens[: span.stop], start=span.start, residual=frozenset(layers))
     seen = await model.observe(look, private=private)
-    states = await asyncio.to_thread(torch.cat, [seen.residual[layer] for layer in layers])
+    states = await worked_out(torch.cat, [seen.residual[layer] for layer in layers])
     following = tokens[span.start + 1 : span.stop + 1]
     followers = [*following, *[None] * (len(span) - len(following))] * len(layers)
     top_k = min(parameters.top_k, model.vocabulary_size)
@@ -57,8 +57,8 @@ async def lens(
     for begin in range(0, len(states), at_once):
         logits = await model.project(states[begin : begin + at_once])
         those = followers[begin : begin + at_once]
-        found += await asyncio.to_thread(_likeliest, logits.numpy(), those, top_k)
-    return await asyncio.to_thread(_result, model, tokens, layers, span, followers, found)
+        found += await worked_out(_likeliest, logits.numpy(), those, top_k)
+    return await worked_out(_result, model, tokens, layers, span, followers, found)
 
 
 def _result(

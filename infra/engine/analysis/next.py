@@ -1,6 +1,5 @@
 """What could come next, as a row of logits says: for itself and as a state would sample it."""
 
-import asyncio
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from infra.engine.observing import Look
 from infra.engine.processors import Processors
 from infra.engine.row_kernels import kernels
 from infra.engine.sampler import Measures, NothingLeft, Row
+from infra.engine.waiting import worked_out
 
 if TYPE_CHECKING:
     from infra.engine.language_model import TransformersModel
@@ -38,7 +38,7 @@ async def look_next(
     seen = await model.observe(Look(tokens=tokens, start=place - 1, logits=True), private=private)
     assert seen.logits is not None
     row: Row = seen.logits.numpy()
-    found = await asyncio.to_thread(distribution, model, row, tokens, sampling, parameters.top_k)
+    found = await worked_out(distribution, model, row, tokens, sampling, parameters.top_k)
     logits = packed("logits", seen.logits, start=place, end=place + 1, inline=False)
     return Result(facts=NextFacts(position=place, **asdict(found)), tensors=(logits,))
 
