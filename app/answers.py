@@ -21,7 +21,7 @@ from app.schemas import (
     StreamedToken,
 )
 from domain.config import GenerationParameters
-from domain.content import Fragment, Scores
+from domain.content import Scores
 from domain.events import (
     BeamsGenerated,
     Continuation,
@@ -67,7 +67,7 @@ def forwarded(recorded: Recorded) -> Forwarded:
         head_position=event.start - event.dropped + len(content.tokens),
         version=recorded.version,
         tokens=[
-            ForwardedToken(token_id=token, text=text, logprob=logprob, bytes=_bytes(content, at))
+            ForwardedToken(token_id=token, text=text, logprob=logprob, bytes=content.bytes_of(at))
             for at, (token, text, logprob) in enumerate(
                 zip(content.tokens, content.pieces(), logprobs, strict=True)
             )
@@ -138,7 +138,7 @@ def streamed_step(step: Step, index: int, *, branch: int | UnsetType = UNSET) ->
         text=step.text,
         probability=math.exp(step.drawn.logprob),
         logprob=step.drawn.logprob,
-        bytes=UNSET if step.partial is None else list(step.partial),
+        bytes=UNSET if step.partial is None else tuple(step.partial),
     )
 
 
@@ -176,7 +176,7 @@ def _tokens(
             text=piece,
             probability=math.exp(logprob),
             logprob=logprob,
-            bytes=_bytes(content, offset),
+            bytes=content.bytes_of(offset),
         )
         for offset, (token, piece, logprob) in enumerate(
             zip(content.tokens, content.pieces(), text.scores.logprobs, strict=True)
@@ -208,7 +208,7 @@ def _continuation(
 ) -> dict[str, Any]:
     """The fields of a :class:`ContinuationView`."""
     content, logprobs = text.content, text.scores.logprobs
-    raw = [_bytes(content, at) for at in range(len(content.tokens))]
+    raw = [content.bytes_of(at) for at in range(len(content.tokens))]
     return {
         "text": content.text,
         "new_tokens": list(content.pieces()),
@@ -221,8 +221,3 @@ def _continuation(
         "sampling_probabilities": list(text.sampling_probabilities) if include_sampling else UNSET,
         "bytes": [None if one is UNSET else one for one in raw] if content.partial else UNSET,
     }
-
-
-def _bytes(content: Fragment, at: int) -> list[int] | UnsetType:
-    """The bytes of a token that is not whole characters by itself."""
-    return list(bytes.fromhex(content.partial[at])) if at in content.partial else UNSET

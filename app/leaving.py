@@ -36,6 +36,7 @@ async def unless_left(request: Request[Any, Any, Any], work: Awaitable[T]) -> T:
         if not working.done():
             working.cancel()
             await asyncio.wait((working,))
+        del working  # it holds the error, the error this frame: nothing would be freed
 
 
 async def _left(request: Request[Any, Any, Any]) -> None:

@@ -15,6 +15,7 @@ from msgspec import Struct, structs
 
 from app import bootstrap
 from app.operations.regress import Regressor, Request
+from app.operations.replays import Skipped, passages_said
 from app.reports import wording
 from app.settings import PREFIX, BadSetting, Settings, from_environment
 from domain.baseline import Baseline
@@ -25,7 +26,6 @@ from domain.log_errors import EventErased, LogError
 from domain.models import Models
 from domain.ports import LogReader
 from domain.regress import Limits, StateRegression
-from domain.replay import occurrences, passages
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -77,12 +77,12 @@ class Recording(Struct, frozen=True, kw_only=True):
 async def _reason(reader: LogReader, state_id: StateId) -> str | None:
     """Why a state cannot be replayed, whatever the model."""
     try:
-        events = list(map(decode, await reader.state_rows(state_id)))
+        passages_said([decode(row) for row in await reader.state_rows(state_id)])
     except EventErased:
         return "it was erased"
-    if any(passage.claims for passage in passages(occurrences(events))):
-        return None
-    return "no model said anything about its tokens"
+    except Skipped as reason:
+        return str(reason)
+    return None
 
 
 def recording_of(folder: Path, log: Sequence[Any], options: Mapping[str, Any]) -> Recording:

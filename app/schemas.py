@@ -188,7 +188,7 @@ class ForwardedToken(Struct, frozen=True, kw_only=True, omit_defaults=True):
     token_id: TokenId
     text: str
     logprob: float | None
-    bytes: list[int] | UnsetType = UNSET
+    bytes: tuple[int, ...] | UnsetType = UNSET
 
 
 class Forwarded(Struct, frozen=True, kw_only=True):
@@ -218,7 +218,7 @@ class ContinuationView(Struct, frozen=True, kw_only=True, omit_defaults=True):
     finish_reason: FinishReason | None
     top_logprobs: list[tuple[Alternative, ...]] | UnsetType = UNSET
     sampling_probabilities: list[float] | UnsetType = UNSET
-    bytes: list[list[int] | None] | UnsetType = UNSET
+    bytes: list[tuple[int, ...] | None] | UnsetType = UNSET
 
 
 class Generated(ContinuationView, frozen=True, kw_only=True, omit_defaults=True):
@@ -272,7 +272,7 @@ class StreamedToken(Struct, frozen=True, kw_only=True, omit_defaults=True):
     text: str
     probability: float
     logprob: float
-    bytes: list[int] | UnsetType = UNSET
+    bytes: tuple[int, ...] | UnsetType = UNSET
 
 
 class EventView(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -90,6 +90,7 @@ class Service:
         self.followers = Turns(max_queue, "feeds are open")
         self.exports = Turns(max_queue, "exports are being sent")
         self.imports = Turns(MAX_IMPORTS)
+        self.questions = Turns(max_queue, "questions are waiting")
         self.looks = asyncio.Semaphore(MAX_LOOKS)
         self.results = Turns(MAX_RESULTS, "large answers are being drawn or sent")
         self.feeds = Feeds(log)

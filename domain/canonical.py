@@ -9,4 +9,8 @@ _encoder: Final = msgspec.json.Encoder(order="sorted")
 
 def as_json(value: Any) -> str:
     """Any value that JSON can hold, readable without this program; every key is a string."""
-    return _encoder.encode(msgspec.to_builtins(value, str_keys=True)).decode()
+    try:
+        encoded = _encoder.encode(value)
+    except TypeError:  # keys that are numbers: they are sorted as strings
+        encoded = _encoder.encode(msgspec.to_builtins(value, str_keys=True))
+    return encoded.decode()

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Final
+from typing import Any, Final, Self
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from domain.config import LogitsStorage, TopKLogits
 from domain.ids import TokenId
@@ -43,6 +43,28 @@ class Fragment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """What each token adds to the text; together they are the text."""
         starts = (0, *self.ends)
         return tuple(self.text[start:end] for start, end in zip(starts, self.ends, strict=False))
+
+    def bytes_of(self, at: int) -> tuple[int, ...] | UnsetType:
+        """The bytes of token ``at``, if it is not whole characters by itself."""
+        raw = self.partial.get(at)
+        return UNSET if raw is None else tuple(bytes.fromhex(raw))
+
+
+class ToldToken(Struct, frozen=True, kw_only=True):
+    """A token as answers tell it: its id, and the ``text`` that it adds.
+
+    ``bytes`` are there where it is not whole characters by itself.
+    """
+
+    token_id: TokenId
+    text: str
+    bytes: tuple[int, ...] | UnsetType = UNSET
+
+    @classmethod
+    def of(cls, content: Fragment, **known: Any) -> Self:
+        """The one token of a fragment, with what is known of it."""
+        (token,) = content.tokens
+        return cls(token_id=token, text=content.text, bytes=content.bytes_of(0), **known)
 
 
 class Alternative(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

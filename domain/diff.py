@@ -7,7 +7,7 @@ from msgspec import Struct
 from msgspec.structs import asdict
 
 from domain.config import StateConfig
-from domain.content import Fragment
+from domain.content import Fragment, ToldToken
 from domain.ids import ModelId, StateId, TokenId, Version
 from domain.state import Live, drop, take
 
@@ -52,24 +52,18 @@ class Part(Struct, frozen=True, kw_only=True):
         return cls(tokens=content.tokens, text=content.text)
 
 
-class Likeliest(Struct, frozen=True):
-    """The likeliest token at a place; of several the one with the lowest id."""
-
-    token_id: TokenId
-    text: str
-
-
 class NextToken(Struct, frozen=True, kw_only=True):
     """The distributions of the token at a position, given the tokens that each holds before it.
 
     ``kl`` (nats) is the KL divergence of the second from the first, D(a || b), over the whole
-    vocabulary, before temperature and filters.
+    vocabulary, before temperature and filters. ``top_a`` and ``top_b`` are the likeliest tokens; of
+    several the one with the lowest id.
     """
 
     position: int
     kl: float
-    top_a: Likeliest
-    top_b: Likeliest
+    top_a: ToldToken
+    top_b: ToldToken
 
 
 class Diff(Struct, frozen=True, kw_only=True):

@@ -6,12 +6,13 @@ ids, never text alone, and everything an answer to the client was made of.
 """
 
 from collections.abc import Iterator
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from domain.analysis.parameters import CompareParameters, NextParameters, Parameters
+from domain.analysis.result import FORM
 from domain.canonical import as_json
 from domain.chain import Row
 from domain.config import (
@@ -232,10 +233,12 @@ class StateAnalyzed(
 ):
     """Somebody looked inside the state, as it was at the row's ``at_version``; it stays as it is.
 
-    ``result_digest`` is that of what was found, as :func:`domain.analysis.result.digest` says.
+    ``result_digest`` is that of what was found, as :func:`domain.analysis.result.digest` says, in
+    the ``form`` that results had then.
     """
 
     parameters: Parameters
+    form: Annotated[int, Meta(ge=1)]
     result_digest: str
 
 
@@ -332,7 +335,9 @@ DELETED: Final = event_type(StateDeleted())
 ERASED: Final = event_type(StateErased())
 """The types of the events that end a state; the latter is never sealed."""
 
-ANALYZED: Final = event_type(StateAnalyzed(parameters=NextParameters(), result_digest=""))
+ANALYZED: Final = event_type(
+    StateAnalyzed(parameters=NextParameters(), form=FORM, result_digest="")
+)
 """The type of the events that leave their state as it was."""
 
 

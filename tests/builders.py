@@ -162,7 +162,7 @@ def searched(state: Live, contents: Sequence[Fragment]) -> BeamsGenerated:
 
 def analyzed(**fields: Any) -> StateAnalyzed:
     """That somebody asked what could come next."""
-    given: dict[str, Any] = {"parameters": NextParameters(), "result_digest": "0" * 64}
+    given: dict[str, Any] = {"parameters": NextParameters(), "form": 1, "result_digest": "0" * 64}
     return StateAnalyzed(**(given | fields))
 
 

@@ -33,7 +33,7 @@ from app.representations import NotAcceptable, nested
 from app.routes import analysis
 from app.settings import PREFIX, Settings
 from domain import errors
-from domain.analysis import lens
+from domain.analysis import attention, lens, ranges
 from domain.analysis.parameters import Asked
 from domain.config import StateConfig
 from domain.events import Event
@@ -573,9 +573,10 @@ def test_every_question_is_listed_with_its_route(schema: dict[str, Any]) -> None
 
 def test_limits_of_answers_are_right() -> None:
     limits = (
-        *(nested.MAX_NUMBERS, lens.MAX_READINGS, lens.MAX_ALTERNATIVES, drawn_tokens.MAX_TOKENS),
+        *(nested.MAX_NUMBERS, attention.MAX_ROLLED, lens.MAX_READINGS, ranges.MAX_ALTERNATIVES),
         *(drawn_attention.MAX_TOKENS, drawn_attention.MAX_MAPS, drawn_attention.MAX_WEIGHTS),
-        *(drawn_lens.MAX_POSITIONS, drawn_lens.MAX_CELLS, service.MAX_LOOKS, service.MAX_RESULTS),
+        *(drawn_lens.MAX_POSITIONS, drawn_lens.MAX_CELLS, drawn_tokens.MAX_TOKENS),
+        *(service.MAX_LOOKS, service.MAX_RESULTS),
     )
     said = anchors(ANALYSIS)["limits"]
     assert not [limit for limit in limits if not says(said, f"{limit:,}")]

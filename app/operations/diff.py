@@ -5,7 +5,8 @@ from typing import Final
 from msgspec.structs import replace
 
 from app.service import Service
-from domain.diff import Diff, Likeliest, NextToken, diff, places
+from domain.content import ToldToken
+from domain.diff import Diff, NextToken, diff, places
 from domain.errors import ModelUnavailable, NotFound, NotRunnable
 from domain.ids import StateId, TokenId, Version
 from domain.models import LanguageModel
@@ -127,5 +128,5 @@ def _next_token(
     likeliest = []
     for model, tokens, token in zip(models, before, comparison.greedy, strict=True):
         assert token is not None  # the whole row is known of both
-        likeliest.append(Likeliest(token, model.fragment(tokens, (token,)).text))
+        likeliest.append(ToldToken.of(model.fragment(tokens, (token,))))
     return NextToken(position=place, kl=comparison.kl, top_a=likeliest[0], top_b=likeliest[1])

@@ -93,7 +93,7 @@ class Replays:
                 f" {state_id!r} is there {known.identity[1]} of log {known.identity[0]}, and here"
                 f" {last[1]} of log {last[0]}"
             )
-        asked = await asyncio.to_thread(_passages, events)
+        asked = await asyncio.to_thread(passages_said, events)
         model = await self._model(events[0])
         await asyncio.to_thread(_check_form, events, model)
         if self._baseline and known:
@@ -127,8 +127,6 @@ class Replays:
 
     async def _model(self, first: Recorded) -> LanguageModel:
         assert isinstance(first.event, StateCreated)
-        if first.event.model_type != "causal_lm":
-            raise Skipped(f"nothing was said of its tokens: it is a {first.event.model_type} state")
         try:
             model = await self._models.get(self._model_id or first.event.model_id)
         except (NotFound, ModelUnavailable) as error:
@@ -155,8 +153,15 @@ class Replays:
         return before, tuple(one for one in found if one is not None)
 
 
-def _passages(events: Sequence[Recorded]) -> tuple[Passage, ...]:
-    """The passages with tokens that a model said something about."""
+def passages_said(events: Sequence[Recorded]) -> tuple[Passage, ...]:
+    """The passages of a state with tokens that a model said something about.
+
+    Raises:
+        Skipped: there are none.
+    """
+    kinds = {one.event.model_type for one in events if isinstance(one.event, StateCreated)}
+    for kind in kinds - {"causal_lm"}:
+        raise Skipped(f"nothing was said of its tokens: it is a {kind} state")
     found = tuple(passage for passage in passages(occurrences(events)) if passage.claims)
     if not found:
         raise Skipped("no model said anything about its tokens")

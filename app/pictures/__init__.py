@@ -7,13 +7,13 @@ from typing import Final, Protocol
 
 from app.operations.analysis.analyze import Analyzed
 from app.pictures import attention, lens, tokens
+from domain.analysis.extent import Extent
 from domain.analysis.parameters import (
     AttentionParameters,
     LensParameters,
     Question,
     TokensParameters,
 )
-from domain.analysis.result import Result
 
 MEDIA_TYPES: Final = ("image/png", "image/svg+xml")
 REMEDY: Final = "pictures need matplotlib here: pip install cacher-api3[pictures]"
@@ -22,7 +22,7 @@ REMEDY: Final = "pictures need matplotlib here: pip install cacher-api3[pictures
 class Kind(Protocol):
     """How one kind of finding is drawn: a module."""
 
-    def check(self, result: Result) -> None:
+    def check(self, extent: Extent) -> None:
         """Refuse what is too much for one figure.
 
         Raises:
@@ -53,13 +53,13 @@ def lacking(question: Question) -> bool:
     return type(question) in _KINDS and not _installed()
 
 
-def check(question: Question, result: Result) -> None:
+def check(question: Question, extent: Extent) -> None:
     """Refuse what is too much for one figure.
 
     Raises:
         ResultTooLarge: says how to ask for less.
     """
-    _KINDS[type(question)].check(result)
+    _KINDS[type(question)].check(extent)
 
 
 async def draw(found: Analyzed, media_type: str) -> bytes:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from app.operations.analysis.analyze import Analyzed
 from app.pictures import heads, sheet
 from domain.analysis.attention import AttentionFacts
+from domain.analysis.extent import Extent
 from domain.analysis.result import Result, Tensor
 from domain.errors import ResultTooLarge
 
@@ -28,21 +29,20 @@ _GAMMA: Final = 0.5
 """Colours go by the square root, so that what is not the largest weight can be seen, too."""
 
 
-def check(result: Result) -> None:
+def check(extent: Extent) -> None:
     """Refuse more maps, or larger ones, than a figure holds.
 
     Raises:
         ResultTooLarge: says how to ask for less.
     """
-    facts = _facts(result)
-    maps, keys = len(_titles(facts)), facts.end
-    weights = maps * (facts.end - facts.start) * keys
+    maps, keys = extent.layers * extent.heads, extent.positions.stop
+    weights = maps * len(extent.positions) * keys
     for size, limit, unit, remedy in (
         (maps, MAX_MAPS, "maps in one picture", "Name fewer layers or heads"),
         (keys, MAX_TOKENS, "tokens along a map", "Name an earlier end, or use another form"),
         (weights, MAX_WEIGHTS, "weights in one picture", "Name fewer layers, heads or tokens"),
     ):
-        if facts.method != "summary" and size > limit:
+        if extent.positions and size > limit:
             raise ResultTooLarge(size, limit, remedy, unit)
 
 
@@ -80,7 +80,9 @@ def draw(found: Analyzed, media_type: str) -> bytes:
                 sheet.name_places(axes.xaxis, facts.tokens, 0, width)
                 axes.tick_params(axis="x", labelrotation=90)
                 axes.set_xlabel("key")
-        sheet.add_scale(figure, image, "weight", columns * (width + _GAP), height)
+        sheet.add_scale(
+            figure, image, "weight (by its square root)", columns * (width + _GAP), height
+        )
 
     return sheet.drawn((columns * (width + _GAP), lines * (height + _GAP)), paint, media_type)
 
@@ -91,14 +93,20 @@ def _facts(result: Result) -> AttentionFacts:
 
 
 def _title(facts: AttentionFacts) -> str:
+    """What is seen, and what of it is left out."""
     if facts.method == "rollout":
-        return f"Attention rollout up to layer {facts.layer}"
-    which = [] if facts.layer is None else [f"layer {facts.layer}"]
-    if facts.head is not None:
-        which.append(f"head {facts.head}")
-    elif facts.heads is None:
-        which.append("mean over heads")
-    return f"Attention, {', '.join(which)}" if which else "Attention"
+        parts = [f"Attention rollout up to layer {facts.layer}"]
+    else:
+        parts = ["Attention"] + ([] if facts.layer is None else [f"layer {facts.layer}"])
+        if facts.head is not None:
+            parts.append(f"head {facts.head}")
+        elif facts.heads is None:
+            parts.append("mean over heads")
+    if facts.threshold:
+        parts.append(f"weights from {facts.threshold:g} on")
+    if facts.top_k is not None and facts.top_k < facts.end:
+        parts.append(f"the {facts.top_k} largest of each query")
+    return ", ".join(parts)
 
 
 def _titles(facts: AttentionFacts) -> list[str]:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Final
 
 from app.operations.analysis.analyze import Analyzed
 from app.pictures import sheet
+from domain.analysis.extent import Extent
 from domain.analysis.lens import LensFacts
 from domain.analysis.result import Result
 from domain.errors import ResultTooLarge
@@ -23,20 +24,18 @@ _DARK: Final = 0.55
 """From this probability on, letters are white."""
 
 
-def check(result: Result) -> None:
+def check(extent: Extent) -> None:
     """Refuse more readings than a figure holds.
 
     Raises:
         ResultTooLarge: says how to ask for less.
     """
-    facts = _facts(result)
-    positions = facts.end - facts.start
+    positions, readings = len(extent.positions), len(extent.positions) * extent.layers
     remedy = "Ask for fewer positions, with start and end, or for fewer layers"
     if positions > MAX_POSITIONS:
         raise ResultTooLarge(positions, MAX_POSITIONS, remedy, unit="positions in one picture")
-    if positions * len(facts.layers) > MAX_CELLS:
-        size = positions * len(facts.layers)
-        raise ResultTooLarge(size, MAX_CELLS, remedy, unit="readings in one picture")
+    if readings > MAX_CELLS:
+        raise ResultTooLarge(readings, MAX_CELLS, remedy, unit="readings in one picture")
 
 
 def draw(found: Analyzed, media_type: str) -> bytes:
@@ -44,8 +43,7 @@ def draw(found: Analyzed, media_type: str) -> bytes:
     facts = _facts(found.result)
     width, height = (facts.end - facts.start) * _WIDTH, len(facts.layers) * _HEIGHT
     cells = [
-        [math.exp(reading.top[0].logprob) if reading.top else 0 for reading in layer.readings]
-        for layer in facts.layers
+        [math.exp(reading.top[0].logprob) for reading in readings] for readings in facts.readings
     ]
 
     def paint(figure: "Figure") -> None:
@@ -59,21 +57,19 @@ def draw(found: Analyzed, media_type: str) -> bytes:
             vmin=0,
             vmax=1,
         )
-        for row, layer in enumerate(facts.layers):
-            for column, reading in enumerate(layer.readings):
+        for row, readings in enumerate(facts.readings):
+            for column, reading in enumerate(readings):
                 axes.text(
                     column,
                     row,
-                    sheet.label(reading.top[0].text, sheet.MONO, _LONGEST_LABEL)
-                    if reading.top
-                    else "",
+                    sheet.label(reading.top[0].text, sheet.MONO, _LONGEST_LABEL),
                     family=sheet.MONO,
                     size=7,
                     ha="center",
                     va="center_baseline",
                     color="white" if cells[row][column] > _DARK else "black",
                 )
-        names = ["embedding" if not one.layer else f"layer {one.layer}" for one in facts.layers]
+        names = [f"layer {layer}" if layer else "embedding" for layer in facts.layers]
         axes.set_yticks(range(len(names)), names)
         axes.set_xticks(
             range(len(facts.tokens)),

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from app.operations.analysis.analyze import Analyzed
 from app.pictures import sheet
+from domain.analysis.extent import Extent
 from domain.analysis.result import Result
 from domain.analysis.tokens import TokensFacts
 from domain.errors import ResultTooLarge
@@ -34,13 +35,13 @@ class Box(NamedTuple):
     surprisal: float | None
 
 
-def check(result: Result) -> None:
+def check(extent: Extent) -> None:
     """Refuse more tokens than a figure holds.
 
     Raises:
         ResultTooLarge: says how to ask for less.
     """
-    count = len(_facts(result).tokens)
+    count = len(extent.positions)
     if count > MAX_TOKENS:
         remedy = "Ask for fewer tokens, with start and end"
         raise ResultTooLarge(count, MAX_TOKENS, remedy, unit="tokens in one picture")

@@ -1,6 +1,5 @@
 """A tensor's elements as Python's numbers, without a library for arrays."""
 
-import math
 import struct
 from typing import Any, Final
 
@@ -40,11 +39,6 @@ def view(tensor: Tensor, *, inline: bool = True) -> TensorView:
         range=(tensor.start, tensor.end),
         inline=UNSET if inline else False,
     )
-
-
-def count(tensor: Tensor) -> int:
-    """How many elements a tensor has."""
-    return math.prod(tensor.shape)
 
 
 def widened(data: bytes | memoryview) -> bytes:

@@ -13,6 +13,7 @@ from app.representations import files, nested
 from app.representations.negotiation import NotAcceptable, Range, best, ranges
 from app.streams import EventStream
 from app.turns import Turns
+from domain.analysis.extent import Extent
 from domain.analysis.parameters import Question
 from domain.analysis.result import Result, Tensor
 from domain.errors import invalid
@@ -47,19 +48,26 @@ class Wanted(Struct, frozen=True):
             raise NotAcceptable(offered, f"; {pictures.REMEDY}" if lacking else "")
         return found
 
+    def check_extent(self, extent: Extent) -> None:
+        """Refuse, before the work, more than the form wanted holds.
+
+        Raises:
+            ResultTooLarge: says how to ask for less.
+        """
+        form = self.form()
+        if form == JSON:
+            nested.check(extent)
+        elif form in pictures.MEDIA_TYPES:
+            pictures.check(self.question, extent)
+
     def check(self, result: Result) -> None:
         """Refuse what cannot be given in the form wanted.
 
         Raises:
-            NotAcceptable, InvalidInput, ResultTooLarge: it cannot; says what can.
+            NotAcceptable, InvalidInput: it cannot; says what can.
         """
-        form = self.form(bool(result.tensors))
-        if form == JSON:
-            nested.check(result)
-        elif form == NPY:
+        if self.form(bool(result.tensors)) == NPY:
             self.chosen(result)
-        elif form in pictures.MEDIA_TYPES:
-            pictures.check(self.question, result)
 
     def chosen(self, result: Result) -> Tensor:
         """The one tensor to send.
@@ -107,7 +115,7 @@ async def represent(
             headers["X-Tensor"] = files.npy_note(tensor)
             size, parts = files.npy(tensor)
         case "application/vnd.safetensors":
-            size, parts = files.safetensors(found)
+            size, parts = await asyncio.to_thread(files.safetensors, found)
         case "application/json":
             parts = nested.parts(found)
         case _:

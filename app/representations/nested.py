@@ -10,6 +10,7 @@ from msgspec import UNSET, Struct
 from app.operations.analysis.analyze import Analyzed
 from app.representations import elements
 from app.representations.answers import Described, Looked
+from domain.analysis.extent import Extent
 from domain.analysis.result import Result, Tensor
 from domain.errors import ResultTooLarge
 
@@ -20,16 +21,15 @@ _AT_ONCE: Final = 1 << 14
 """Elements that are held as numbers at a time."""
 
 
-def check(result: Result) -> None:
+def check(extent: Extent) -> None:
     """Refuse more numbers than a JSON answer holds.
 
     Raises:
         ResultTooLarge: names the forms that hold more.
     """
-    inlined = sum(elements.count(tensor) for tensor in result.tensors if tensor.inline)
-    if inlined > MAX_NUMBERS:
+    if extent.numbers > MAX_NUMBERS:
         raise ResultTooLarge(
-            inlined,
+            extent.numbers,
             MAX_NUMBERS,
             "Ask for less, by a smaller range or fewer layers; or for the tensors' bytes, with"
             " Accept: application/vnd.safetensors or application/x-npy",

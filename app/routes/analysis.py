@@ -17,7 +17,7 @@ from domain.ids import StateId, Version
 
 AnyRequest = Request[Any, Any, Any]
 Place = Annotated[int, Parameter(ge=0, le=2**31 - 1)]
-Likeliest = Annotated[int, Parameter(ge=0, le=1000)]
+Count = Annotated[int, Parameter(ge=0, le=1000)]
 
 
 class AnalyzeAttention(asked.AttentionParameters, frozen=True, kw_only=True, tag=False):
@@ -81,7 +81,7 @@ async def analyze_tokens(
     state_id: str,
     request: AnyRequest,
     service: Service,
-    top_k: Likeliest = 0,
+    top_k: Count = 0,
     start: Place = 0,
     end: Place | None = None,
     version: int | None = None,
@@ -177,7 +177,7 @@ async def _answer(
     which = None if version is None else Version(version)
 
     async def answer() -> Response[Any]:
-        found = await analyze(service, call, StateId(state_id), which, question, check=form.check)
+        found = await analyze(service, call, StateId(state_id), which, question, form=form)
         headers = etag(found.state.version)
         return await represent(form, found, headers, places=service.results)
 

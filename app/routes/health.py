@@ -77,7 +77,7 @@ async def ready(service: Service) -> Health:
 async def metrics(service: Service) -> str:
     """Counters for Prometheus (text exposition format 0.0.4)."""
     lines = _metric("cacher_requests_in_line", "Requests that work or wait.")
-    lines.append(f"cacher_requests_in_line {service.turns.held}")
+    lines.append(f"cacher_requests_in_line {service.turns.held + service.questions.held}")
     counters = service.models.counters()
     for name, (meaning, value) in _OF_EACH_MODEL.items():
         lines += _metric(name, meaning)

@@ -13,15 +13,18 @@ from domain.analysis.ranges import (
     check_size,
     positions,
 )
-from domain.errors import FieldProblem, InvalidInput
+from domain.errors import FieldProblem, InvalidInput, ResultTooLarge
 from domain.ids import TokenId
 from domain.models import Dimensions
 
 _TOP_K: Final = 10
 """Weights that are given of each row where the answer is sparse and no number is named."""
 
-_FIGURES: Final = 3
+FIGURES: Final = 3
 """What a summary tells of a head."""
+
+MAX_ROLLED: Final = 60_000_000_000
+"""Tokens of a rollout, cubed, in all its layers: some ten seconds of one core."""
 
 _REMEDIES: Final = {
     "weights": "Name fewer layers or heads, a shorter range, or the format sparse with a low top_k",
@@ -118,7 +121,7 @@ def largest_of(asked: AttentionParameters) -> int | None:
 def check_sizes(
     asked: AttentionParameters, selection: Selection, dimensions: Dimensions, limit: int
 ) -> None:
-    """Refuse an answer of more than ``limit`` bytes, and to capture too much on the way to it.
+    """Refuse an answer of more than ``limit`` bytes, and too much memory or work on the way to it.
 
     Raises:
         ResultTooLarge: says how to ask for less.
@@ -128,12 +131,15 @@ def check_sizes(
     seen, rolled = rows, 0
     match asked.method:
         case "summary":
-            answer = layers * len(selection.heads) * _FIGURES * 4
+            answer = layers * len(selection.heads) * FIGURES * 4
         case "weights":
             answer = matrices * rows * _row_bytes(asked, keys)
         case "rollout":
             answer = rows * _row_bytes(asked, keys)
             seen, rolled = keys, keys * keys * 8
+            if (work := keys**3 * layers) > MAX_ROLLED:
+                unit = "steps of work (the tokens cubed, times the layers)"
+                raise ResultTooLarge(work, MAX_ROLLED, _REMEDIES["rollout"], unit)
     vectors = seen * dimensions.heads + keys * dimensions.kv_heads
     remedy = _REMEDIES[asked.method]
     check_size(answer, limit, remedy)

@@ -3,11 +3,11 @@
 import math
 import struct
 from collections.abc import Sequence
-from decimal import Context, Decimal
 from typing import Final, Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
+from domain.analysis.exact import sigmoid, softmax
 from domain.analysis.result import Result, Tensor
 from domain.ids import TokenId
 
@@ -15,9 +15,7 @@ Problem = Literal["single_label_classification", "multi_label_classification", "
 """What logits mean: those of one class out of several, of classes each by itself, or values."""
 
 ABOVE: Final = 0.5
-"""The score from which on a class by itself is said to apply."""
-
-_context: Final = Context(prec=40)
+"""The score above which a class by itself is said to apply."""
 
 
 class LabelScore(Struct, frozen=True, kw_only=True):
@@ -132,25 +130,3 @@ def _scores(logits: Sequence[float], problem: Problem) -> list[float | None]:
             return [*map(sigmoid, logits)]
         case "regression":
             return [*logits]
-
-
-def softmax(values: Sequence[float]) -> list[float]:
-    """The softmax of finite numbers; the same bits everywhere: see :func:`exp`."""
-    highest = Decimal(max(values))
-    weights = [exp(_context.subtract(Decimal(value), highest)) for value in values]
-    total = math.fsum(weights)
-    return [weight / total for weight in weights]
-
-
-def sigmoid(value: float) -> float:
-    """``1 / (1 + exp(-value))`` of a finite number; the same bits everywhere."""
-    weight = exp(Decimal(-abs(value)))
-    return (1.0 if value >= 0 else weight) / (1.0 + weight)
-
-
-def exp(value: Decimal) -> float:
-    """The exponential of a number that is not positive, to 40 digits before it is a float.
-
-    Decimal arithmetic is correctly rounded by its specification, unlike ``math.exp``.
-    """
-    return float(_context.exp(value))

@@ -7,8 +7,9 @@ from typing import Final
 from msgspec import Struct
 
 from domain.analysis.next import Distribution
-from domain.analysis.parameters import Addition, InterveneParameters
+from domain.analysis.parameters import Addition, HeadAt, InterveneParameters
 from domain.analysis.ranges import check_index, check_position, positions
+from domain.content import ToldToken
 from domain.errors import invalid
 from domain.ids import TokenId
 from domain.models import Dimensions
@@ -16,16 +17,11 @@ from domain.models import Dimensions
 _EDITS: Final = "replace, zero_heads or add"
 
 
-class Shift(Struct, frozen=True, kw_only=True):
-    """How likely a token is without the edit and with it; null where it cannot come.
+class Shift(ToldToken, frozen=True, kw_only=True):
+    """How likely a token is without the edit and with it; ranks count from 0, the likeliest."""
 
-    Ranks count from 0, the likeliest.
-    """
-
-    token_id: TokenId
-    text: str
-    original_logprob: float | None
-    edited_logprob: float | None
+    original_logprob: float
+    edited_logprob: float
     original_rank: int
     edited_rank: int
 
@@ -64,11 +60,13 @@ def check_edits(
                 f"replace.{position}",
                 f"must be 0 to {vocabulary_size - 1}: the vocabulary has {vocabulary_size} tokens",
             )
+    known: set[HeadAt] = set()
     for place, zeroed in enumerate(parameters.zero_heads):
         check_index(f"zero_heads[{place}].layer", zeroed.layer, dimensions.layers, of="layers")
         check_index(f"zero_heads[{place}].head", zeroed.head, dimensions.heads, of="heads")
-        if zeroed in parameters.zero_heads[:place]:
+        if zeroed in known:
             raise invalid(f"zero_heads[{place}]", "is named twice")
+        known.add(zeroed)
     for place, addition in enumerate(parameters.add):
         _check_addition(f"add[{place}]", addition, dimensions, held)
 

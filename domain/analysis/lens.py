@@ -6,15 +6,20 @@ from msgspec import Struct
 
 from domain.analysis.hidden import states_bytes, states_named
 from domain.analysis.parameters import LensParameters
-from domain.analysis.ranges import check_captured, check_position, check_size, positions
-from domain.content import Alternative
+from domain.analysis.ranges import (
+    check_alternatives,
+    check_captured,
+    check_position,
+    check_size,
+    positions,
+)
+from domain.analysis.tokens import Likely
 from domain.errors import ResultTooLarge, invalid
 from domain.ids import TokenId
 from domain.models import Dimensions
 
 MAX_READINGS: Final = 16_384
 """Hidden states that are read for one answer: each is multiplied with the whole vocabulary."""
-MAX_ALTERNATIVES: Final = 131_072
 _LIKELIEST_BYTES: Final = 12
 """An id of 8 bytes and a logprob of 4, for each of the likeliest tokens."""
 _REMEDY: Final = "Name fewer layers, one position, or a narrower range with start and end"
@@ -23,38 +28,32 @@ _REMEDY: Final = "Name fewer layers, one position, or a narrower range with star
 class Reading(Struct, frozen=True, kw_only=True):
     """A hidden state at ``position``, read as what could come after it.
 
-    The likeliest tokens (``top``; fewer where no others can come) and the ``entropy`` (nats). Of
-    the token that does come after it, where there is one, the ``logprob`` (null where it could not
-    come) and the ``rank`` (0: the likeliest).
+    The likeliest tokens (``top``) and the ``entropy`` (nats). Of the token that does come after it,
+    null where there is none, the ``logprob`` and the ``rank`` (0: the likeliest).
     """
 
     position: int
-    top: tuple[Alternative, ...]
+    top: tuple[Likely, ...]
     entropy: float
     logprob: float | None
     rank: int | None
 
 
-class LayerReadings(Struct, frozen=True, kw_only=True):
-    """What the hidden states of a layer are read as, by position; layer 0 is the embedding."""
-
-    layer: int
-    readings: tuple[Reading, ...]
-
-
 class LensFacts(Struct, frozen=True, kw_only=True):
     """The logit lens over ``layers`` and the positions from ``start`` up to, not with, ``end``.
 
-    The tokens there have the ids ``token_ids`` and the texts ``tokens``. What the last layer is
-    read as is what the model says. The tensors ``top_token_ids`` and ``top_logprobs`` ``(layers,
-    positions, top_k)`` hold the likeliest tokens again.
+    The tokens there have the ids ``token_ids`` and the texts ``tokens``. ``readings`` are by layer,
+    and of each layer by position. What the last layer is read as is what the model says. The
+    tensors ``top_token_ids`` and ``top_logprobs`` ``(layers, positions, top_k)`` hold the likeliest
+    tokens again.
     """
 
     start: int
     end: int
     token_ids: tuple[TokenId, ...]
     tokens: tuple[str, ...]
-    layers: tuple[LayerReadings, ...]
+    layers: tuple[int, ...]
+    readings: tuple[tuple[Reading, ...], ...]
 
 
 def asked_lens(
@@ -71,14 +70,9 @@ def asked_lens(
     readings = len(layers) * len(span)
     if readings > MAX_READINGS:
         raise ResultTooLarge(readings, MAX_READINGS, _REMEDY, unit="hidden states' readings")
-    if readings * parameters.top_k > MAX_ALTERNATIVES:
-        raise ResultTooLarge(
-            readings * parameters.top_k,
-            MAX_ALTERNATIVES,
-            f"{_REMEDY}; or lower top_k",
-            unit="likeliest tokens",
-        )
-    check_size(readings * parameters.top_k * _LIKELIEST_BYTES, limit, f"{_REMEDY}; or lower top_k")
+    count, remedy = readings * parameters.top_k, f"{_REMEDY}; or lower top_k"
+    check_alternatives(count, remedy)
+    check_size(count * _LIKELIEST_BYTES, limit, remedy)
     check_captured(states_bytes(readings, dimensions), limit, _REMEDY)
     return layers, span
 

@@ -1,21 +1,17 @@
 """What could come after a text: the distribution of the next token."""
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import Struct
 
-from domain.ids import TokenId
+from domain.content import ToldToken
 
 
-class Candidate(Struct, frozen=True, kw_only=True):
+class Candidate(ToldToken, frozen=True, kw_only=True):
     """A token that could come next.
 
-    ``text`` is what it would add, ``bytes`` are there where it is not whole characters by itself.
     ``logprob`` (natural logarithm), ``probability`` and ``rank`` (0: the likeliest, ties by lower
     id) are of the model's raw distribution; with ``sampling_probability`` it would be drawn.
     """
 
-    token_id: TokenId
-    text: str
-    bytes: tuple[int, ...] | UnsetType = UNSET
     logprob: float
     probability: float
     rank: int

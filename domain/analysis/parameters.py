@@ -17,7 +17,7 @@ LayerIndex = Annotated[int, Meta(ge=0, le=9999)]
 HeadIndex = Annotated[int, Meta(ge=0, le=9999)]
 Layers = Annotated[tuple[LayerIndex, ...], Meta(min_length=1, max_length=1024)]
 Heads = Annotated[tuple[HeadIndex, ...], Meta(min_length=1, max_length=1024)]
-Likeliest = Annotated[int, Meta(ge=0, le=1000)]
+Count = Annotated[int, Meta(ge=0, le=1000)]
 Label = Annotated[str, Meta(min_length=1, max_length=1000)]
 
 
@@ -30,7 +30,7 @@ class TokensParameters(Asked, frozen=True, kw_only=True, tag="tokens"):
 
     start: Place = 0
     end: Place | None = None
-    top_k: Likeliest = 0
+    top_k: Count = 0
 
 
 class NextParameters(Asked, frozen=True, kw_only=True, tag="next"):

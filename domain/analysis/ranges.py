@@ -7,6 +7,8 @@ from domain.errors import ResultTooLarge, invalid
 
 CAPTURED: Final = 4
 """What is captured of a text to make an answer from may take so many times what that may."""
+MAX_ALTERNATIVES: Final = 131_072
+"""Likeliest tokens, of all places together, that one answer tells."""
 
 
 def positions(start: int, end: int | None, held: int, prefix: str = "") -> range:
@@ -66,6 +68,16 @@ def check_size(size: int, limit: int, remedy: str) -> None:
     """
     if size > limit:
         raise ResultTooLarge(size, limit, remedy)
+
+
+def check_alternatives(count: int, remedy: str) -> None:
+    """Refuse to tell ``count`` likeliest tokens.
+
+    Raises:
+        ResultTooLarge: they are too many; ``remedy`` says how to ask for less.
+    """
+    if count > MAX_ALTERNATIVES:
+        raise ResultTooLarge(count, MAX_ALTERNATIVES, remedy, unit="likeliest tokens")
 
 
 def check_captured(size: int, limit: int, remedy: str) -> None:

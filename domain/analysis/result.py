@@ -4,10 +4,19 @@ import hashlib
 import math
 from typing import Any, Final, Literal
 
-import msgspec
 from msgspec import Struct
 
 from domain.canonical import as_json
+from domain.errors import Conflict
+from domain.ids import StateId
+
+FORM: Final = 1
+"""Number of the form in which results are digested, recorded beside each digest.
+
+It is raised whenever the same bits of a model come to another digest: for another field of facts,
+another name of a tensor, another arithmetic on what is captured. So older digests are known for
+what they are, and not taken for changed ones.
+"""
 
 Dtype = Literal["float32", "float64", "bfloat16", "int64"]
 
@@ -49,6 +58,19 @@ class Result(Struct, frozen=True, kw_only=True):
     beside: Struct | None = None
 
 
+class ResultChanged(Conflict):
+    """A question that is retried finds something else than it did at first."""
+
+    slug = "result-changed"
+
+    def __init__(self, state_id: StateId) -> None:
+        super().__init__(
+            f"what is found in state {state_id!r} now is not what was found when this request was"
+            " answered first; send the request with a fresh Idempotency-Key",
+            state_id=state_id,
+        )
+
+
 def digest(result: Result) -> str:
     """SHA-256, in hexadecimal, of what an analysis found.
 
@@ -56,7 +78,7 @@ def digest(result: Result) -> str:
     layers and range, and the SHA-256 of its data.
     """
     found: dict[str, Any] = {
-        "facts": msgspec.to_builtins(result.facts),
+        "facts": result.facts,
         "tensors": [_digested(tensor) for tensor in result.tensors],
     }
     return hashlib.sha256(as_json(found).encode()).hexdigest()

@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from domain.errors import invalid
 from infra.engine import strategies
 from infra.engine.blocks import BLOCK_TOKENS
 from infra.engine.devices import compute_exactly
-from infra.engine.forward import Batch, Prepared, Shape, Site, Watch
+from infra.engine.forward import Batch, Prepared, Shape, Site, Watch, not_shown
 from infra.engine.kv_store import Geometry, KVStore
 from infra.engine.scheduler import Slice
 
@@ -77,7 +76,7 @@ class Executor:
         """Raise :class:`InvalidInput` where a pass does not show one of the ``sites``."""
         for site in sites:
             if site not in self._forward.sites:
-                raise invalid("kind", f"{site.kind} {site.index} cannot be seen in this model")
+                raise not_shown(site)
 
     def project(self, hidden: Tensor) -> Tensor:
         """Logits of rows that leave the last layer; see :class:`infra.engine.forward.Forward`."""

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from domain.errors import InvalidInput, invalid
 from infra.engine.kv_store import Geometry, KVStore
 from infra.engine.scheduler import Slice
 
@@ -53,6 +54,12 @@ def every_site(layers: int) -> frozenset[Site]:
     for layer in range(layers):
         sites |= {Site("residual", layer), Site("queries", layer), Site("heads", layer)}
     return frozenset(sites)
+
+
+def not_shown(site: Site) -> InvalidInput:
+    """What is said of a site that a model hides."""
+    where = f"{site.kind} {site.index}"
+    return invalid("state_id", f"is a state of a model whose {where} cannot be given truly")
 
 
 class Weighing(NamedTuple):

@@ -2,12 +2,24 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
-from typing import Any, TypeVar
+import threading
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, TypeVar
 
 from infra.engine.engine import Engine
 
 Item = TypeVar("Item")
+
+Parts = Generator[None, None, Item]
+"""Work that comes to its result in parts: it yields between them."""
+
+_THREADS: Final = ThreadPoolExecutor(4, thread_name_prefix="analysis")
+"""Their own, so that no file and no other text waits for long work."""
+
+
+class NobodyWaits(Exception):
+    """Work was ended between two parts of it: its result is not wanted any more."""
 
 
 def deliver_to(inbox: asyncio.Queue[Item]) -> Callable[[Item], None]:
@@ -45,13 +57,39 @@ async def done_by(engine: Engine, work: Callable[[], Item]) -> Item:
 
 
 async def worked_out(work: Callable[..., Item], *arguments: Any) -> Item:
-    """What ``work`` gives, off the event loop.
+    """What ``work`` gives, off the event loop; see :func:`worked_through`."""
+    return await worked_through(_whole(work, *arguments))
 
-    Who is cancelled meanwhile ends only when the work does, since that is how long it takes memory.
+
+async def worked_through(parts: Parts[Item]) -> Item:
+    """What work in ``parts`` comes to, off the event loop.
+
+    Who is cancelled meanwhile ends only when the work does, since that is how long it takes memory:
+    at the end of the part that it is at.
     """
-    working = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
+    left = threading.Event()
+    begun = _THREADS.submit(_go_through, parts, left)
+    working = asyncio.wrap_future(begun)
     try:
-        return await asyncio.shield(working)
-    except asyncio.CancelledError:
         await asyncio.wait((working,))
+    except asyncio.CancelledError:
+        left.set()
+        begun.cancel()
         raise
+    return working.result()
+
+
+def _whole(work: Callable[..., Item], *arguments: Any) -> Parts[Item]:
+    yield
+    return work(*arguments)
+
+
+def _go_through(parts: Parts[Item], left: threading.Event) -> Item:
+    with contextlib.closing(parts):
+        while not left.is_set():
+            try:
+                next(parts)
+            except StopIteration as end:
+                result: Item = end.value
+                return result
+    raise NobodyWaits

@@ -21,7 +21,11 @@ from tests.app.api import (
     read,
     verify,
 )
-from tests.support import Server
+from tests.app.held import serving
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::litestar.utils.deprecation.LitestarDeprecationWarning"
+)
 
 GZIP = {"Content-Type": "application/gzip"}
 STREAM = {"Accept": "text/event-stream"}
@@ -29,10 +33,8 @@ STREAM = {"Accept": "text/event-stream"}
 
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """Another server, with a log of its own; its model is loaded."""
-    database = tmp_path_factory.mktemp("elsewhere") / "cacher.db"
-    with Server(database, CACHER_THREADS="1") as running, running.client() as connected:
-        create(connected)
+    """Another server, with a log of its own."""
+    with serving(tmp_path_factory.mktemp("elsewhere") / "cacher.db") as (connected, _):
         yield connected
 
 

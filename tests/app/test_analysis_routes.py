@@ -168,6 +168,24 @@ def test_what_cannot_be_given_is_refused_by_what_can(client: httpx.Client, state
             assert problem["available"] == available
 
 
+def test_what_the_form_cannot_hold_is_refused_before_it_is_computed(client: httpx.Client) -> None:
+    large = create(client, text="A large one" + LONG_TEXT * 4)["state_id"]
+    every: Json = {"layers": [0, 1, 2, 3, 4, 5], "heads": [0, 1, 2, 3]}
+    before = metric(client, "kv_misses_total")
+    with nothing_recorded(client):
+        for kind, accept, asked, unit in (
+            ("attention", JSON, every, "numbers in JSON"),
+            ("attention", PNG, every, "weights in one picture"),
+            ("lens", PNG, {"layers": [0]}, "positions in one picture"),
+            ("tokens", SVG, {}, "tokens in one picture"),
+        ):
+            refused = ask(client, kind, large, accept, **asked)
+            assert unit in assert_problem(refused, 413, "result-too-large")["detail"]
+    assert metric(client, "kv_misses_total") == before
+    ok(ask(client, "next", large))
+    assert metric(client, "kv_misses_total") > before
+
+
 def test_a_large_answer_is_given_in_the_forms_that_hold_it(client: httpx.Client) -> None:
     large = create(client, text="Once upon a time" + LONG_TEXT * 2)["state_id"]
     asked = {"layers": [0, 1, 2, 3, 4, 5], "heads": [0, 1, 2, 3]}
@@ -347,11 +365,13 @@ FIELDS = {
 ACCEPTED = st.sampled_from([JSON, SAFETENSORS, NPY, "*/*", "text/html", f"{NPY};q=x, */*"])
 
 
-def _assert_answered(client: httpx.Client, answer: httpx.Response, before: Json) -> bool:
-    """Whether there was an answer; a refusal is a problem document and recorded nothing."""
+def _assert_answered(client: httpx.Client, kind: str, answer: httpx.Response, before: Json) -> bool:
+    """Whether there was an answer, as described; a refusal is a problem, and recorded nothing."""
     if answer.is_success:
         if answer.headers["content-type"] == JSON:
-            json.loads(answer.content, parse_constant=lambda name: pytest.fail(name))
+            body, described = answer.json(), ANSWERS[kind]
+            assert set(body) <= set(described.__struct_fields__)
+            msgspec.convert(body, described)  # no null where a number is promised
         return True
     assert answer.status_code in (400, 404, 406, 413), answer.text
     assert answer.headers["content-type"] == PROBLEM_JSON
@@ -383,7 +403,7 @@ def test_no_question_makes_the_server_fail(client: httpx.Client, state_id: str, 
     def check(body: Any, accept: str) -> None:
         before = head(client)
         answer = client.post(f"/v1/analyze/{kind}", json=body, headers={"Accept": accept})
-        outcomes.add(_assert_answered(client, answer, before))
+        outcomes.add(_assert_answered(client, kind, answer, before))
 
     check()
     assert outcomes == {True, False}
@@ -404,7 +424,7 @@ def test_no_query_makes_the_server_fail(client: httpx.Client, state_id: str, kin
     def check(query: Json, accept: str) -> None:
         before = head(client)
         answer = ask(client, kind, state_id, accept, query)
-        outcomes.add(_assert_answered(client, answer, before))
+        outcomes.add(_assert_answered(client, kind, answer, before))
 
     check()
     assert outcomes == {True, False}

@@ -119,8 +119,8 @@ def test_the_lens_ends_with_what_the_model_says(client: httpx.Client, state_id: 
     found = analyze(client, LENS, state_id, start=5, end=len(tokens), top_k=3)
     assert found["token_ids"] == tokens[5:]
     assert "".join(found["tokens"]) in read(client, state_id)["text"]
-    assert [each["layer"] for each in found["layers"]] == list(range(LAYERS + 1))
-    last = found["layers"][-1]["readings"]
+    assert found["layers"] == list(range(LAYERS + 1))
+    last = found["readings"][-1]
     for reading, row in zip(last, logits[5:], strict=True):
         expected, ids = row.topk(3)
         assert [each["token_id"] for each in reading["top"]] == ids.tolist()
@@ -131,7 +131,7 @@ def test_the_lens_ends_with_what_the_model_says(client: httpx.Client, state_id: 
             assert reading[field] == token[field]
     assert last[-1]["logprob"] is last[-1]["rank"] is None
     one = analyze(client, LENS, state_id, position=9, layers=[2], top_k=3)
-    assert one["layers"][0]["readings"] == [found["layers"][2]["readings"][4]]
+    assert one["readings"] == [[found["readings"][2][4]]]
 
 
 def test_an_intervention_tells_what_would_come_and_changes_nothing(
@@ -139,7 +139,7 @@ def test_an_intervention_tells_what_would_come_and_changes_nothing(
 ) -> None:
     before = read(client, state_id, include="tokens")
     coming = ok(client.get(f"/v1/analyze/next/{state_id}"))
-    replaced = before["tokens"]
+    replaced = [*before["tokens"]]
     replaced[3] = 7
     told = create(client, text=None, tokens=replaced, config={"temperature": 1.0})["state_id"]
     found = analyze(client, INTERVENE, state_id, replace={"3": 7})
@@ -156,10 +156,7 @@ def test_an_intervention_tells_what_would_come_and_changes_nothing(
         edited = analyze(client, INTERVENE, state_id, **edit, top_k=2)
         assert edited["kl"] > 0
         assert edited["edited"]["top"] != edited["original"]["top"]
-    assert read(client, state_id, include="tokens") == read(client, state_id) | {
-        "tokens": tokens_of(client, state_id)
-    }
-    assert read(client, state_id)["version"] == before["version"]
+    assert read(client, state_id, include="tokens") == before
 
 
 def test_each_is_an_event_that_verifies(client: httpx.Client) -> None:

@@ -1,5 +1,7 @@
 """What a server does while its engine is busy with something else for as long as a test likes."""
 
+import asyncio
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,6 +10,7 @@ import httpx
 import pytest
 
 from app.service import MAX_LOOKS
+from infra.engine.analysis.attention_kernels import Floats, LayerWeights
 from infra.engine.engine import Engine
 from tests.app.api import (
     Json,
@@ -18,6 +21,7 @@ from tests.app.api import (
     generate,
     is_idle,
     metric,
+    nothing_recorded,
     ok,
     read,
 )
@@ -145,8 +149,67 @@ def test_only_so_many_questions_about_the_inside_of_states_are_worked_on_at_once
                 pool.submit(client.post, "/v1/analyze/hidden", json=question) for _ in range(asked)
             ]
             eventually(lambda: metric(client, "requests_in_line") == asked)
+            eventually(lambda: engine._commands.qsize() == MAX_LOOKS)
+            ok(client.get("/v1/states"))  # has its answer, so who was to go on has gone on
             assert engine._commands.qsize() == MAX_LOOKS
             gate.open()
             for answer in answers:
                 ok(answer.result())
         assert metric(client, "requests_in_line") == 0
+
+
+def test_questions_that_wait_take_no_place_of_a_generation(
+    served: tuple[httpx.Client, Engine],
+) -> None:
+    client, engine = served
+    state_id = create(client)["state_id"]
+    path = f"/v1/analyze/next/{state_id}"
+    ok(client.get(path))
+    with Gate(engine) as gate, ThreadPoolExecutor(PLACES + 1) as pool:
+        gate.reach()
+        asked = [pool.submit(client.get, path) for _ in range(PLACES)]
+        eventually(lambda: metric(client, "requests_in_line") == PLACES)
+        problem = assert_problem(client.get(path), 429, "queue-full")
+        assert "questions are waiting" in problem["detail"]
+        generation = pool.submit(generate, client, state_id, 1)
+        eventually(lambda: metric(client, "requests_in_line") == PLACES + 1)
+        gate.open()
+        assert generation.result()["version"] == 2
+        for answer in asked:
+            ok(answer.result())
+    eventually(lambda: is_idle(client))
+
+
+def test_a_question_whose_client_has_left_is_worked_on_no_longer_than_its_thread_takes_to_end(
+    served: tuple[httpx.Client, Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, _ = served
+    state_id = create(client)["state_id"]
+    rollout = {"state_id": state_id, "method": "rollout"}
+    begun, enough, weighed = threading.Event(), threading.Event(), []
+    weigh = LayerWeights.mean
+
+    def mean(layer: LayerWeights, rows: range) -> Floats:
+        begun.set()
+        assert enough.wait(60)
+        weighed.append(rows)
+        return weigh(layer, rows)
+
+    monkeypatch.setattr(LayerWeights, "mean", mean)
+
+    async def leave() -> None:
+        async with httpx.AsyncClient(base_url=client.base_url, timeout=60) as leaving:
+            asked = asyncio.ensure_future(leaving.post("/v1/analyze/attention", json=rollout))
+            await asyncio.to_thread(begun.wait, 60)
+            asked.cancel()
+            await asyncio.wait((asked,))
+
+    with nothing_recorded(client):
+        asyncio.run(leave())
+        for _ in range(5):
+            assert metric(client, "requests_in_line") == 1, "the thread is still at it"
+        enough.set()
+        eventually(lambda: metric(client, "requests_in_line") == 0)
+    assert len(weighed) == 1
+    ok(client.post("/v1/analyze/attention", json=rollout))
+    assert len(weighed) > 2, "in all layers"

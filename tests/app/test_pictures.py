@@ -6,6 +6,7 @@ import random
 import struct
 import subprocess
 import sys
+import threading
 import warnings
 from typing import Any
 from xml.etree import ElementTree
@@ -21,8 +22,10 @@ from app.operations.analysis.analyze import Analyzed
 from app.pictures import sheet
 from app.representations import forms
 from app.representations.negotiation import NotAcceptable, ranges
+from app.turns import Turns
 from domain.analysis.attention import AttentionFacts
-from domain.analysis.lens import LayerReadings, LensFacts, Reading
+from domain.analysis.extent import Extent
+from domain.analysis.lens import LensFacts, Reading
 from domain.analysis.parameters import (
     AttentionParameters,
     LensParameters,
@@ -31,9 +34,8 @@ from domain.analysis.parameters import (
     TokensParameters,
 )
 from domain.analysis.result import Result, Tensor
-from domain.analysis.tokens import TokenFacts, TokensFacts
-from domain.content import Alternative
-from domain.errors import ResultTooLarge
+from domain.analysis.tokens import Likely, TokenFacts, TokensFacts
+from domain.errors import QueueFull, ResultTooLarge
 from domain.ids import TokenId
 from tests.builders import created, live
 
@@ -121,21 +123,18 @@ def readings(texts: tuple[str, ...] = NASTY, layers: int = 3, seed: int = 0) -> 
     chance = random.Random(seed)
 
     def reading(place: int) -> Reading:
-        likeliest = Alternative(
+        likeliest = Likely(
             token_id=TokenId(place), text=texts[place], logprob=math.log(chance.random())
         )
-        top = (likeliest,) if place else ()
-        return Reading(position=place, top=top, entropy=1.0, logprob=None, rank=None)
+        return Reading(position=place, top=(likeliest,), entropy=1.0, logprob=None, rank=None)
 
     facts = LensFacts(
         start=0,
         end=len(texts),
         token_ids=tuple(TokenId(place) for place in range(len(texts))),
         tokens=texts,
-        layers=tuple(
-            LayerReadings(layer=layer, readings=tuple(map(reading, range(len(texts)))))
-            for layer in range(layers)
-        ),
+        layers=tuple(range(layers)),
+        readings=tuple(tuple(map(reading, range(len(texts)))) for _ in range(layers)),
     )
     return found(LensParameters(), Result(facts=facts))
 
@@ -149,9 +148,25 @@ DRAWN = {
 }
 
 
+def extent(one: Analyzed) -> Extent:
+    """How much a finding tells."""
+    facts = one.result.facts
+    match facts:
+        case AttentionFacts(method="summary"):
+            return Extent()
+        case AttentionFacts() | LensFacts() | TokensFacts():
+            layers, heads = (getattr(facts, name, None) for name in ("layers", "heads"))
+            return Extent(
+                positions=range(facts.start, facts.end),
+                layers=1 if layers is None else len(layers),
+                heads=1 if heads is None else len(heads),
+            )
+    raise AssertionError(facts)
+
+
 async def draw(one: Analyzed, media_type: str = SVG) -> bytes:
     """The figure of a finding that fits; a warning is a failure."""
-    pictures.check(one.parameters, one.result)
+    pictures.check(one.parameters, extent(one))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return await pictures.draw(one, media_type)
@@ -239,6 +254,12 @@ async def test_sparse_rows_look_like_the_dense_ones_that_they_are_of() -> None:
     assert await draw(found(dense.parameters, sparse)) == await draw(dense)
 
 
+async def test_a_map_says_what_it_leaves_out() -> None:
+    said = comments(await draw(weights(threshold=0.25)))
+    assert any(each.endswith("weights from 0.25 on") for each in said)
+    assert "weight (by its square root)" in said
+
+
 async def test_where_tokens_do_not_fit_their_positions_are_numbered() -> None:
     tokens = tuple(f"token{place}" for place in range(600))
     said = comments(await draw(weights(tokens, start=590)))
@@ -276,7 +297,7 @@ def test_more_than_a_figure_holds_is_refused_with_the_way_to_ask_for_less(
     large: Analyzed, unit: str
 ) -> None:
     with pytest.raises(ResultTooLarge, match=f"would take {unit}") as refused:
-        pictures.check(large.parameters, large.result)
+        pictures.check(large.parameters, extent(large))
     assert str(refused.value).split(". ")[1].startswith(("Name", "Ask"))
 
 
@@ -292,6 +313,35 @@ async def test_the_largest_figures_have_a_bounded_number_of_pixels(largest: Anal
     width, height = size_of(await draw(largest, PNG))
     assert width * height < 12_000_000
     assert max(width, height) < 1 << 15
+
+
+async def test_only_so_many_pictures_are_drawn_or_wait_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun, enough = threading.Event(), threading.Event()
+
+    def paint(_: Analyzed, media_type: str) -> bytes:
+        begun.set()
+        assert enough.wait(60)
+        return media_type.encode()
+
+    monkeypatch.setattr(pictures.tokens, "draw", paint)
+    places = Turns(2, "large answers are being drawn or sent")
+
+    async def ask(accept: str = SVG) -> Any:
+        one = surprisals()
+        return await forms.represent(wanted(accept, one.parameters), one, {}, places=places)
+
+    asked = [asyncio.ensure_future(ask()) for _ in range(2)]
+    await asyncio.to_thread(begun.wait, 60)
+    assert places.held == 2
+    with pytest.raises(QueueFull, match="2 large answers are being drawn or sent"):
+        await ask()
+    assert (await ask(forms.JSON)).media_type == forms.JSON
+    enough.set()
+    assert [(await one).content for one in asked] == [SVG.encode()] * 2
+    assert places.held == 0
+    assert (await ask()).content == SVG.encode()
 
 
 # not a must

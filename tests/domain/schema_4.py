@@ -86,7 +86,7 @@ ASKED: Final[tuple[Parameters, ...]] = (
 
 
 def seen(number: int, parameters: Parameters) -> StateAnalyzed:
-    return StateAnalyzed(parameters=parameters, result_digest=f"{number:064x}")
+    return StateAnalyzed(parameters=parameters, form=1, result_digest=f"{number:064x}")
 
 
 def state_looked_into() -> list[tuple[Version, Event]]:

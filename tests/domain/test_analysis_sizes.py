@@ -4,7 +4,7 @@ from typing import Any, Final
 
 import pytest
 
-from domain.analysis.attention import check_sizes, select
+from domain.analysis.attention import MAX_ROLLED, check_sizes, select
 from domain.analysis.hidden import asked_hidden
 from domain.analysis.lens import asked_lens
 from domain.analysis.parameters import AttentionParameters, HiddenParameters, LensParameters
@@ -65,3 +65,18 @@ def test_an_answer_itself_may_not() -> None:
     asked_hidden(pooled, GPT2, CONTEXT, states // CAPTURED)
     with pytest.raises(ResultTooLarge, match="What an answer is made from"):
         asked_hidden(pooled, GPT2, CONTEXT, states // CAPTURED - 1)
+
+
+@pytest.mark.parametrize(("tokens", "layers"), [(2048, 6), (1024, 55), (3914, 1)])
+def test_the_work_of_a_rollout_is_bounded_beside_its_memory(tokens: int, layers: int) -> None:
+    def ask(layers: int) -> None:
+        size = Dimensions(layers=layers, heads=1, kv_heads=1, head_dim=1, width=1)
+        parameters = AttentionParameters(method="rollout")
+        check_sizes(parameters, select(parameters, size, tokens), size, limit=1 << 40)
+
+    ask(layers)
+    with pytest.raises(ResultTooLarge, match="steps of work") as refused:
+        ask(layers + 1)
+    assert refused.value.facts["size"] == tokens**3 * (layers + 1)
+    assert refused.value.facts["limit"] == MAX_ROLLED
+    assert "Name a lower layer or an earlier end" in str(refused.value)

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from domain.analysis.classify import Problem, classified, exp, likeliest_label, sigmoid, softmax
+from domain.analysis.classify import Problem, classified, likeliest_label
+from domain.analysis.exact import exp, sigmoid, softmax
 from domain.analysis.result import digest
 
 logits = st.floats(-1e4, 1e4)

@@ -3,29 +3,34 @@
 Each fault is planted twice: raw, and with the whole chain hashed anew behind it.
 """
 
+import hashlib
 import shutil
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import msgspec
 import pytest
 import pytest_asyncio
 
-from app.bootstrap import open_models, open_service
+from app.bootstrap import marks, open_models, open_service
 from app.operations import states
 from app.operations.analysis.analyze import analyze
 from app.operations.analysis.compare import settled
 from app.operations.verification.verify import Request, Verifier
-from app.service import Service
+from app.representations.forms import Wanted
+from app.representations.negotiation import ranges
+from app.service import Call, Service
 from domain.analysis.parameters import CompareWish, NextParameters, Parameters
-from domain.analysis.result import Result
+from domain.analysis.result import FORM, Result, ResultChanged, Tensor, digest
 from domain.fingerprint import Fingerprint
 from domain.ids import Position, StateId, Version
 from domain.models import Models
 from domain.report import Report
 from infra.log.sqlite_reader import SqliteReader
+from tests.builders import idempotency
+from tests.end_to_end import result_digests
 from tests.end_to_end.calls import query
 from tests.end_to_end.faults import Plant, column, other_hex, put
 from tests.end_to_end.tampering import set_column, tampering
@@ -53,10 +58,16 @@ async def models() -> AsyncIterator[Models]:
 
 
 async def ask(
-    service: Service, state_id: StateId, parameters: Parameters, version: int | None = None
+    service: Service,
+    state_id: StateId,
+    parameters: Parameters,
+    version: int | None = None,
+    *,
+    by: Call | None = None,
 ) -> Result:
     at = None if version is None else Version(version)
-    found = await analyze(service, call(), state_id, at, parameters, check=lambda result: None)
+    form = Wanted(parameters, ranges(""), None)
+    found = await analyze(service, by or call(), state_id, at, parameters, form=form)
     return found.result
 
 
@@ -124,6 +135,7 @@ FAULTS: dict[str, tuple[int, Plant, str]] = {
     "no numerics": (3, column("fingerprint", None), "fingerprint"),
     "a question without an answer": (3, put("parameters", value=NOWHERE), "parameters"),
     "no analysis": (3, put("parameters", value={"kind": "x"}), "event"),
+    "a form that never was": (3, put("form", value=0), "event"),
 }
 
 
@@ -192,6 +204,103 @@ async def test_what_was_asked_under_other_numerics_is_named_as_not_held(
         "some analyses were made under other numerics: there is no measure of how far what they"
         " found is from what would be found now",
     )
+
+
+# what results look like
+
+
+async def test_what_is_found_is_digested_to_the_same_as_ever(models: Models) -> None:
+    written, found = result_digests.written(), await result_digests.found_by(models)
+    changed = sorted(name for name in written if found.get(name) != written[name])
+    assert not changed, f"{', '.join(changed)}: {result_digests.WHAT_TO_DO}"
+    assert found.keys() == written.keys(), f"something new is asked: {result_digests.WHAT_TO_DO}"
+    assert len(set(written.values())) == len(written)
+
+
+def test_every_kind_of_question_has_a_digest_for_ever() -> None:
+    assert {type(one) for one in result_digests.ASKED.values()} == set(get_args(Parameters))
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """Facts of some kind."""
+
+    text: str
+    scores: dict[int, float | None]
+    top: tuple[int, ...] = ()
+
+
+def test_a_digest_is_that_of_the_facts_with_sorted_keys_and_of_the_names_and_bits_of_tensors() -> (
+    None
+):
+    bits = bytes(range(24))
+    tensor = Tensor(
+        name="keys", shape=(2, 3), dtype="float32", data=bits, layers=(4,), start=1, end=3
+    )
+    facts = Facts(text="\N{BEAR FACE}", scores={10: 0.5, 9: None}, top=(3, 1))
+    data = f'"data":"{hashlib.sha256(bits).hexdigest()}","dtype":"float32","layers":[4]'
+    text = (
+        '{"facts":{"scores":{"10":0.5,"9":null},"text":"\N{BEAR FACE}","top":[3,1]},'
+        f'"tensors":[{{{data},"name":"keys","range":[1,3],"shape":[2,3]}}]}}'
+    )
+    expected = hashlib.sha256(text.encode()).hexdigest()
+    assert digest(Result(facts=facts, tensors=(tensor,))) == expected
+
+
+async def test_digests_of_another_form_are_named_as_not_held_and_never_called_wrong(
+    looked: Looked, models: Models, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy.db"
+    with tampering(looked.database, copy, rehash=True) as connection:
+        put("form", value=FORM + 1)(connection, 7)
+        put("form", value=FORM + 2)(connection, 3)
+        put("result_digest", value=other_hex)(connection, 3)
+    mark = marks(msgspec.structs.replace(SETTINGS, database=str(copy)))
+    async with await SqliteReader.open(copy) as reader:
+        report = await Verifier(reader, models, marks=mark).run(Request())
+    assert (report.result, report.divergences, report.analyses) == ("unverified", (), 4)
+    assert report.notes == (
+        f"analyses recorded in another form than {FORM}, that of this release, were not asked"
+        " again: 2, at positions 3, 7; nothing says whether their digests are right",
+    )
+    assert await mark.load() is None
+    async with await SqliteReader.open(looked.database) as reader:  # the same, as it was recorded
+        assert (await Verifier(reader, models, marks=mark).run(Request())).result == "equal"
+    assert await mark.load() is not None
+
+
+async def test_another_form_hides_nothing_else(
+    looked: Looked, models: Models, tmp_path: Path
+) -> None:
+    for plant, field in ((column("fingerprint", None), "fingerprint"), FAULTS["no version"][1:]):
+        with tampering(looked.database, tmp_path / "copy.db", rehash=True) as connection:
+            put("form", value=FORM + 1)(connection, 3)
+            plant(connection, 3)
+        report = await verify(tmp_path / "copy.db", models)
+        assert [(one.position, one.field) for one in report.divergences] == [(3, field)]
+
+
+async def test_a_retry_is_told_what_was_found_at_first_or_that_it_is_something_else_now(
+    tmp_path: Path,
+) -> None:
+    settings = msgspec.structs.replace(SETTINGS, database=str(tmp_path / "cacher.db"))
+    by = Call(actor="tester", request_id="request", idempotency=idempotency())
+    async with open_service(settings) as service:
+        state_id = await begin(service, "Once upon a time")
+        first = await ask(service, state_id, NextParameters(), by=by)
+    for name, plant in {
+        "another form": put("form", value=FORM + 1),
+        "another digest": put("result_digest", value=other_hex),
+    }.items():
+        copy = tmp_path / "copy.db"
+        with tampering(tmp_path / "cacher.db", copy, rehash=True) as connection:
+            plant(connection, 2)
+        async with open_service(msgspec.structs.replace(settings, database=str(copy))) as service:
+            if name == "another form":
+                assert await ask(service, state_id, NextParameters(), by=by) == first
+            else:
+                with pytest.raises(ResultChanged, match=state_id):
+                    await ask(service, state_id, NextParameters(), by=by)
+            assert (await service.log.head()).position == 2
 
 
 # what is sealed

@@ -4,6 +4,7 @@ from app.operations.analysis.classify import classify
 from app.operations.analysis.compare import compare_states
 from app.operations.analysis.materials import Materials
 from app.operations.analysis.tokens import look_at_tokens
+from domain.analysis.extent import Extent, extent
 from domain.analysis.parameters import (
     ClassifyParameters,
     CompareParameters,
@@ -13,6 +14,18 @@ from domain.analysis.parameters import (
 from domain.analysis.result import Result
 from domain.fingerprint import Fingerprint
 from domain.state import Live
+
+
+async def extent_of(materials: Materials, state: Live, parameters: Parameters) -> Extent:
+    """How much will be found, before anything is computed.
+
+    Raises:
+        Refusal: the question has no answer; says why.
+    """
+    if isinstance(parameters, ClassifyParameters):
+        return Extent()
+    model = await materials.model(state)
+    return extent(parameters, model.dimensions, state.head_position, model.max_result_bytes)
 
 
 async def compute(

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from itertools import takewhile
 from typing import Final
 
-from domain.analysis.tokens import Likeliest, Measured, likeliest_of, possible
+from domain.analysis.tokens import Likeliest, Measured, likeliest_of
 from domain.chain import blobs_digest
 from domain.events import (
     BeamsGenerated,
@@ -134,7 +134,7 @@ async def _likeliest(
         return None
     if all(len(run.alternatives[step]) >= needed for step in steps):
         return [
-            possible((each.token_id, each.logprob) for each in run.alternatives[step][:top_k])
+            tuple((each.token_id, each.logprob) for each in run.alternatives[step][:top_k])
             for step in steps
         ]
     assert isinstance(event, TokensGenerated | ContinuationsGenerated)

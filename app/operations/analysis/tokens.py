@@ -5,11 +5,12 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 
 from app.operations.analysis.materials import Materials
+from domain.analysis.exact import perplexity
 from domain.analysis.parameters import TokensParameters
-from domain.analysis.ranges import check_size, positions
+from domain.analysis.ranges import check_alternatives, check_size, positions
 from domain.analysis.result import Dtype, Result, Tensor
 from domain.analysis.tokens import (
     ALTERNATIVE_BYTES,
@@ -19,9 +20,7 @@ from domain.analysis.tokens import (
     TokenFacts,
     TokensFacts,
     TokensSource,
-    finite,
     likeliest_of,
-    perplexity,
 )
 from domain.content import Fragment
 from domain.ids import TokenId
@@ -41,11 +40,10 @@ async def look_at_tokens(
     """
     top_k = parameters.top_k
     asked = positions(parameters.start, parameters.end, state.head_position)
-    check_size(
-        len(asked) * (TOKEN_BYTES + top_k * ALTERNATIVE_BYTES),
-        model.max_result_bytes,
-        "Ask for fewer positions with start and end, or for fewer alternatives with top_k",
-    )
+    remedy = "Ask for fewer positions with start and end, or for fewer alternatives with top_k"
+    check_alternatives(len(asked) * top_k, remedy)
+    size = len(asked) * (TOKEN_BYTES + top_k * ALTERNATIVE_BYTES)
+    check_size(size, model.max_result_bytes, remedy)
     scored = range(max(1, asked.start), asked.stop)  # nothing comes before the first token
     known = await materials.stored(model, state, scored, top_k)
     missing = [position for position in scored if position not in known]
@@ -96,7 +94,7 @@ def _result(
             position=position,
             token_id=content.tokens[position],
             text=pieces[position],
-            bytes=_bytes(content, position),
+            bytes=content.bytes_of(position),
             top=_top(model, content.tokens[:position], known.get(position)) if top_k else UNSET,
             **_scores(known.get(position)),
         )
@@ -124,34 +122,20 @@ def _scores(measured: Measured | None) -> dict[str, Any]:
     if measured is None:
         return dict.fromkeys(("logprob", "surprisal", "rank", "entropy"))
     return {
-        "logprob": finite(measured.logprob),
-        "surprisal": finite(0.0 - measured.logprob),
+        "logprob": measured.logprob,
+        "surprisal": 0.0 - measured.logprob,
         "rank": measured.rank,
-        "entropy": finite(measured.entropy),
+        "entropy": measured.entropy,
     }
 
 
 def _top(
     model: LanguageModel, before: Sequence[TokenId], measured: Measured | None
 ) -> tuple[Likely, ...]:
-    likely = []
-    for token, logprob in measured.likeliest if measured else ():
-        content = model.fragment(before, (token,))
-        likely.append(
-            Likely(
-                token_id=token,
-                text=content.text,
-                bytes=_bytes(content, 0),
-                logprob=logprob,
-            )
-        )
-    return tuple(likely)
-
-
-def _bytes(content: Fragment, at: int) -> tuple[int, ...] | UnsetType:
-    """The bytes of a token that is not whole characters by itself."""
-    raw = content.partial.get(at)
-    return UNSET if raw is None else tuple(bytes.fromhex(raw))
+    return tuple(
+        Likely.of(model.fragment(before, (token,)), logprob=logprob)
+        for token, logprob in (measured.likeliest if measured else ())
+    )
 
 
 def _tensor(name: str, dtype: Dtype, values: Sequence[float | int], start: int, end: int) -> Tensor:

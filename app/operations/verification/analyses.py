@@ -12,7 +12,7 @@ from app.operations.verification.courses import Courses
 from app.operations.verification.execution import Execution
 from app.operations.verification.findings import Findings
 from domain import plan
-from domain.analysis.result import digest
+from domain.analysis.result import FORM, digest
 from domain.analysis.tokens import Measured
 from domain.chain import Row
 from domain.errors import (
@@ -32,6 +32,9 @@ from domain.ports import LogReader
 from domain.report import Divergence, Standing, divergence
 from domain.seals import check_seal
 from domain.state import Live
+
+NAMED: Final = 100
+"""Analyses of another form that a report names."""
 
 _LAST: Final = Version(2**63 - 1)
 """The largest version that there can be."""
@@ -115,6 +118,7 @@ class Analyses:
         self._findings = findings
         self._courses = courses
         self._stopped = stopped
+        self._of_other_forms: list[Position] = []
         self.checked = 0
 
     async def check(self, rows: Sequence[Row], standing: Standing) -> bool:
@@ -131,6 +135,17 @@ class Analyses:
             if found is None:
                 erased |= not await self._check(row)
         return erased
+
+    def finish(self) -> None:
+        """Say which analyses were not asked again because of the form that their digests are of."""
+        if self._of_other_forms:
+            found = sorted(self._of_other_forms)
+            named = ", ".join(map(str, found[:NAMED])) + (", ..." if len(found) > NAMED else "")
+            self._findings.not_held(
+                f"analyses recorded in another form than {FORM}, that of this release, were not"
+                f" asked again: {len(found)}, at positions {named}; nothing says whether their"
+                " digests are right"
+            )
 
     # where it was recorded
 
@@ -181,7 +196,7 @@ class Analyses:
         return False
 
     async def _compare(self, recorded: Recorded) -> None:
-        """Compute anew what was found, if it was found under the same numerics.
+        """Compute anew what was found, if it was found under the same numerics, in this form.
 
         Raises:
             EventErased: the state cannot be read.
@@ -190,7 +205,10 @@ class Analyses:
             return
         state = await self._state(recorded)
         model = None if state is None else await self._model(state)
-        if state is not None and model is not None and self._is_held(recorded, model):
+        if state is None or model is None:
+            return
+        numerics, form = self._has_numerics_of(model, recorded), self._has_form(recorded)
+        if numerics and form:
             await self._recompute(recorded, state)
             self._execution.told()
 
@@ -210,8 +228,17 @@ class Analyses:
             self._findings.not_held(f"not re-executed: {error}")
             return None
 
-    def _is_held(self, recorded: Recorded, model: LanguageModel | Classifier) -> bool:
-        """Whether what is found now must be what was found then, bit for bit."""
+    def _has_form(self, recorded: Recorded) -> bool:
+        """Whether what was found then was digested as it is now."""
+        assert isinstance(recorded.event, StateAnalyzed)
+        if recorded.event.form == FORM:
+            return True
+        self._of_other_forms.append(recorded.position)
+        self._findings.held = False
+        return False
+
+    def _has_numerics_of(self, model: LanguageModel | Classifier, recorded: Recorded) -> bool:
+        """Whether what is found now must have the bits of what was found then."""
         self._findings.diverges(self._execution.compare_fingerprint(recorded))
         fingerprint = self._execution.sound(recorded)
         if fingerprint is None:

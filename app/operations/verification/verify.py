@@ -255,6 +255,7 @@ class Verifier:
         chain.finish(at_end=at_end)
         if chosen is None:
             await states.lists.finish(until, states.stopped)
+        states.analyses.finish()
         await self._settle({}, states)
         self._total = self._done
         self._tell()

@@ -19,7 +19,7 @@ from domain.ids import TokenId
 from infra.engine.analysis.attention_kernels import Floats, LayerWeights, roll
 from infra.engine.analysis.tensors import packed
 from infra.engine.observing import Look, Seen
-from infra.engine.waiting import worked_out
+from infra.engine.waiting import Parts, worked_through
 
 if TYPE_CHECKING:
     from infra.engine.language_model import TransformersModel
@@ -48,15 +48,15 @@ async def attention(
     look = Look(tokens=text, start=first, queries=layers, keys=layers)
     seen = await model.observe(look, private=private)
     facts = describe(asked, selection, text, model.fragment((), text).pieces())
-    tensors = await worked_out(_tensors, seen, asked, selection, first)
+    tensors = await worked_through(_tensors(seen, asked, selection, first))
     return Result(facts=facts, tensors=tensors)
 
 
 def _tensors(
     seen: Seen, asked: AttentionParameters, selection: Selection, first: int
-) -> tuple[result.Tensor, ...]:
+) -> Parts[tuple[result.Tensor, ...]]:
     """The tensors of an answer; queries were seen from the position ``first`` on."""
-    found, rows = _compute(seen, asked, selection, first), selection.rows
+    found, rows = (yield from _compute(seen, asked, selection, first)), selection.rows
     return tuple(
         packed(name, values, layers=selection.layers, start=rows.start, end=rows.stop)
         for name, values in found.items()
@@ -65,22 +65,22 @@ def _tensors(
 
 def _compute(
     seen: Seen, asked: AttentionParameters, selection: Selection, first: int
-) -> dict[str, Tensor]:
+) -> Parts[dict[str, Tensor]]:
     layers = (
         LayerWeights(*seen.queries[layer], seen.keys[layer], first) for layer in selection.layers
     )
     match asked.method:
         case "weights":
-            return _weights(layers, asked, selection)
+            return (yield from _weights(layers, asked, selection))
         case "rollout":
-            return _rollout(layers, asked, selection)
+            return (yield from _rollout(layers, asked, selection))
         case "summary":
-            return _summary(layers, selection)
+            return (yield from _summary(layers, selection))
 
 
 def _weights(
     layers: Iterator[LayerWeights], asked: AttentionParameters, selection: Selection
-) -> dict[str, Tensor]:
+) -> Parts[dict[str, Tensor]]:
     matrices = (len(selection.layers), len(selection.heads) or 1)
     kept = _Rows(asked, matrices, selection.rows)
     for at, layer in enumerate(layers):
@@ -89,30 +89,33 @@ def _weights(
                 kept.put((at, 0), rows, layer.mean(rows))
             for place, head in enumerate(selection.heads):
                 kept.put((at, place), rows, layer.of_head(head, rows))
+            yield
     several = ((asked.layers, matrices[0]), (asked.heads, matrices[1]))
     return kept.tensors(tuple(count for named, count in several if named is not None))
 
 
 def _rollout(
     layers: Iterator[LayerWeights], asked: AttentionParameters, selection: Selection
-) -> dict[str, Tensor]:
+) -> Parts[dict[str, Tensor]]:
     every = range(selection.rows.stop)
     rolled = np.eye(len(every))
     for layer in layers:
         for rows in reversed(list(_chunks(every))):
             roll(layer.mean(rows), rows.start, rolled)
+            yield
     kept = _Rows(asked, (1, 1), selection.rows)
     for rows in _chunks(selection.rows):
         kept.put((0, 0), rows, rolled[rows.start : rows.stop].astype(np.float32))
     return kept.tensors(())
 
 
-def _summary(layers: Iterator[LayerWeights], selection: Selection) -> dict[str, Tensor]:
+def _summary(layers: Iterator[LayerWeights], selection: Selection) -> Parts[dict[str, Tensor]]:
     sums = np.zeros((len(selection.layers), len(selection.heads), 3))
     for at, layer in enumerate(layers):
         for rows in _chunks(selection.rows):
             for place, head in enumerate(selection.heads):
                 sums[at, place] += layer.summarise(head, rows)
+            yield
     means = (sums / len(selection.rows)).astype(np.float32)
     entropy, distance, first_token = torch.from_numpy(means).unbind(-1)
     return {"entropy": entropy, "distance": distance, "first_token": first_token}

@@ -30,7 +30,7 @@ _ZERO: Final = f32(0)
 
 
 class HeadSummary(NamedTuple):
-    """Means over rows: entropy in nats, distance of query and key in tokens, the first's weight."""
+    """Sums over rows: entropy in nats, distance of query and key in tokens, the first's weight."""
 
     entropy: float
     distance: float
@@ -69,7 +69,7 @@ class LayerWeights:
         return (total / self.heads).astype(np.float32)
 
     def summarise(self, head: int, rows: range) -> HeadSummary:
-        """Sums over rows, of each figure."""
+        """What sums up the rows of one head."""
         return HeadSummary(*kernels().summarise(self._weigh(head, rows), rows.start))
 
     def _weigh(self, head: int, rows: range) -> Floats:

@@ -9,14 +9,12 @@ import torch
 from torch import Tensor
 
 from domain.analysis.intervene import InterveneFacts, Shift, added_to, check_edits, replaced
-from domain.analysis.next import Candidate
 from domain.analysis.parameters import InterveneParameters
 from domain.analysis.result import Result
 from domain.config import SamplingParameters
 from domain.errors import invalid
 from domain.ids import TokenId
-from infra.engine import sampler
-from infra.engine.analysis.next import distribution
+from infra.engine.analysis.next import Said, distribution
 from infra.engine.analysis.tensors import packed
 from infra.engine.comparing import divergence
 from infra.engine.observing import Edits, Look
@@ -40,7 +38,7 @@ async def intervene(
     edited = replaced(parameters, tokens)
     original_logits = await _logits(model, tokens, Edits(), private=private)
     edited_logits = await _logits(model, edited, _edits(parameters, len(tokens)), private=private)
-    if not np.isfinite(edited_logits.max()):
+    if not np.isfinite(edited_logits).all():
         raise invalid("add", "is so large that nothing the model computes after it is a number")
     facts = await worked_out(
         _facts, model, (tokens, edited), (original_logits, edited_logits), sampling, parameters
@@ -81,11 +79,13 @@ def _facts(
     parameters: InterveneParameters,
 ) -> InterveneFacts:
     """What is found, of the original and the edited one."""
+    said = Said(rows[0]), Said(rows[1])
     original, edited = (
-        distribution(model, row, text, sampling, parameters.top_k)
-        for row, text in zip(rows, texts, strict=True)
+        distribution(model, each, text, sampling, parameters.top_k)
+        for each, text in zip(said, texts, strict=True)
     )
     greedy = (original.top[0].token_id, edited.top[0].token_id)
+    likeliest = dict.fromkeys(each.token_id for each in (*edited.top, *original.top))
     return InterveneFacts(
         position=len(texts[0]),
         original=original,
@@ -93,27 +93,32 @@ def _facts(
         kl=divergence(rows[1], rows[0]),
         greedy=greedy,
         greedy_changed=len(set(greedy)) > 1,
-        shifts=_shifts(rows, (*edited.top, *original.top)),
+        shifts=_shifts(model, texts[0], said, list(likeliest)),
     )
 
 
-def _shifts(rows: tuple[Row, Row], likeliest: Sequence[Candidate]) -> tuple[Shift, ...]:
-    """How the likelihoods of tokens differ between the original row and the edited one."""
-    texts = {candidate.token_id: candidate.text for candidate in likeliest}
-    shifts = []
-    for token, text in texts.items():
-        original, edited = (sampler.measure(row, token) for row in rows)
-        shift = Shift(
-            token_id=token,
-            text=text,
-            original_logprob=_finite(original.logprob),
-            edited_logprob=_finite(edited.logprob),
-            original_rank=original.rank,
-            edited_rank=edited.rank,
+def _shifts(
+    model: "TransformersModel",
+    before: Sequence[TokenId],
+    said: tuple[Said, Said],
+    tokens: Sequence[TokenId],
+) -> tuple[Shift, ...]:
+    """How the likelihoods of tokens after those before differ between original and edited."""
+    original, edited = said
+    columns = (
+        *(original.logprobs(tokens), edited.logprobs(tokens)),
+        *(original.ranks[tokens], edited.ranks[tokens]),
+    )
+    shifts = (
+        Shift.of(
+            model.fragment(before, (token,)),
+            original_logprob=was,
+            edited_logprob=now,
+            original_rank=rank_before,
+            edited_rank=rank,
         )
-        shifts.append(shift)
+        for token, was, now, rank_before, rank in zip(
+            tokens, *(each.tolist() for each in columns), strict=True
+        )
+    )
     return tuple(sorted(shifts, key=lambda shift: shift.edited_rank))
-
-
-def _finite(logprob: float) -> float | None:
-    return logprob if logprob > -np.inf else None

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from domain.analysis.lens import LayerReadings, LensFacts, Reading, asked_lens
+from domain.analysis.lens import LensFacts, Reading, asked_lens
 from domain.analysis.parameters import LensParameters
 from domain.analysis.result import Result
-from domain.content import Alternative
+from domain.analysis.tokens import Likely
+from domain.content import Fragment
 from domain.ids import TokenId
 from infra.engine import sampler
 from infra.engine.analysis.tensors import packed
@@ -26,7 +27,7 @@ _LOGITS_BYTES: Final = 16 << 20
 """Logits that are held at a time."""
 
 
-class Likeliest(NamedTuple):
+class Kept(NamedTuple):
     """What is kept of a row of logits.
 
     Its likeliest tokens and their logprobs, and measures of the token that follows.
@@ -53,11 +54,11 @@ async def lens(
     followers = [*following, *[None] * (len(span) - len(following))] * len(layers)
     top_k = min(parameters.top_k, model.vocabulary_size)
     at_once = max(1, _LOGITS_BYTES // (4 * model.vocabulary_size))
-    found: list[Likeliest] = []
+    found: list[Kept] = []
     for begin in range(0, len(states), at_once):
         logits = await model.project(states[begin : begin + at_once])
         those = followers[begin : begin + at_once]
-        found += await worked_out(_likeliest, logits.numpy(), those, top_k)
+        found += await worked_out(_kept, logits.numpy(), those, top_k)
     return await worked_out(_result, model, tokens, layers, span, followers, found)
 
 
@@ -67,7 +68,7 @@ def _result(
     layers: tuple[int, ...],
     span: range,
     followers: Sequence[TokenId | None],
-    found: Sequence[Likeliest],
+    found: Sequence[Kept],
 ) -> Result:
     """What is found in hidden states, layer by layer, of which each position has one."""
     before, here = tokens[: span.start], tokens[span.start : span.stop]
@@ -76,7 +77,8 @@ def _result(
         end=span.stop,
         token_ids=here,
         tokens=model.fragment(before, here).pieces(),
-        layers=_readings(model, layers, span, followers, found),
+        layers=layers,
+        readings=_readings(model, tokens, span, followers, found),
     )
     ids = torch.from_numpy(np.stack([each.token_ids for each in found]))
     logprobs = torch.from_numpy(np.stack([each.logprobs for each in found])).float()
@@ -94,56 +96,52 @@ def _result(
     return Result(facts=facts, tensors=tensors)
 
 
-def _likeliest(logits: Row, followers: Sequence[TokenId | None], top_k: int) -> list[Likeliest]:
+def _kept(logits: Row, followers: Sequence[TokenId | None], top_k: int) -> list[Kept]:
     """What is kept of rows of logits, each with the token that follows if one does."""
     found = []
     for row, follower in zip(logits, followers, strict=True):
         top = sampler.largest(row, top_k)
         measures = sampler.measure(row, TokenId(int(top[0])) if follower is None else follower)
-        found.append(Likeliest(top, row[top].astype(np.float64) - measures.logsumexp, measures))
+        found.append(Kept(top, row[top].astype(np.float64) - measures.logsumexp, measures))
     return found
 
 
 def _readings(
     model: "TransformersModel",
-    layers: Sequence[int],
+    tokens: tuple[TokenId, ...],
     span: range,
     followers: Sequence[TokenId | None],
-    found: Sequence[Likeliest],
-) -> tuple[LayerReadings, ...]:
-    text = functools.cache(functools.partial(_text, model))
-    each = iter(zip(followers, found, strict=True))
-    return tuple(
-        LayerReadings(
-            layer=layer,
-            readings=tuple(_reading(position, *next(each), text) for position in span),
+    found: Sequence[Kept],
+) -> tuple[tuple[Reading, ...], ...]:
+    """What the hidden states are read as, by layer and position."""
+    columns = []
+    for column, position in enumerate(span):
+        before = tokens[: position + 1]
+        told = functools.cache(functools.partial(_told, model, before))
+        columns.append(
+            [
+                _reading(position, followers[column], kept, told)
+                for kept in found[column :: len(span)]
+            ]
         )
-        for layer in layers
-    )
+    return tuple(zip(*columns, strict=True))
+
+
+def _told(model: "TransformersModel", before: Sequence[TokenId], token: TokenId) -> Fragment:
+    return model.fragment(before, (token,))
 
 
 def _reading(
-    position: int, follower: TokenId | None, found: Likeliest, text: Callable[[TokenId], str]
+    position: int, follower: TokenId | None, kept: Kept, told: Callable[[TokenId], Fragment]
 ) -> Reading:
-    measures = found.measures
-    followed = follower is not None
+    measures = kept.measures
     return Reading(
         position=position,
         top=tuple(
-            Alternative(token_id=token, text=text(token), logprob=logprob)
-            for token, logprob in zip(
-                map(TokenId, found.token_ids.tolist()), found.logprobs.tolist(), strict=True
-            )
-            if logprob > -np.inf
+            Likely.of(told(token), logprob=logprob)
+            for token, logprob in zip(kept.token_ids.tolist(), kept.logprobs.tolist(), strict=True)
         ),
         entropy=measures.entropy,
-        logprob=measures.logprob if followed and measures.logprob > -np.inf else None,
-        rank=measures.rank if followed else None,
+        logprob=None if follower is None else measures.logprob,
+        rank=None if follower is None else measures.rank,
     )
-
-
-def _text(model: "TransformersModel", token: TokenId) -> str:
-    """A token on its own, as far as it is valid UTF-8."""
-    content = model.fragment((), (token,))
-    raw = content.partial.get(0)
-    return content.text if raw is None else bytes.fromhex(raw).decode(errors="replace")

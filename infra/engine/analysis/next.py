@@ -1,10 +1,10 @@
 """What could come next, as a row of logits says: for itself and as a state would sample it."""
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from msgspec import UNSET
 from msgspec.structs import asdict
 from numpy.typing import NDArray
 
@@ -18,7 +18,7 @@ from infra.engine.analysis.tensors import packed
 from infra.engine.observing import Look
 from infra.engine.processors import Processors
 from infra.engine.row_kernels import kernels
-from infra.engine.sampler import Measures, NothingLeft, Row
+from infra.engine.sampler import NothingLeft, Row
 from infra.engine.waiting import worked_out
 
 if TYPE_CHECKING:
@@ -38,33 +38,60 @@ async def look_next(
     seen = await model.observe(Look(tokens=tokens, start=place - 1, logits=True), private=private)
     assert seen.logits is not None
     row: Row = seen.logits.numpy()
-    found = await worked_out(distribution, model, row, tokens, sampling, parameters.top_k)
+    found = await worked_out(_distribution, model, row, tokens, sampling, parameters.top_k)
     logits = packed("logits", seen.logits, start=place, end=place + 1, inline=False)
     return Result(facts=NextFacts(position=place, **asdict(found)), tensors=(logits,))
 
 
-def distribution(
+def _distribution(
     model: "TransformersModel",
     logits: Row,
     tokens: Sequence[TokenId],
     sampling: SamplingParameters,
     top_k: int,
 ) -> Distribution:
-    """What a row of logits, those after ``tokens``, says about the token that comes next.
+    return distribution(model, Said(logits), tokens, sampling, top_k)
+
+
+class Said:
+    """What a row of raw logits says about every token; takes milliseconds to make.
+
+    ``order`` are the tokens, the likeliest first, ties by lower id; ``ranks`` the place of each in
+    it. ``entropy`` is in nats.
+    """
+
+    def __init__(self, logits: Row) -> None:
+        self.logits = logits
+        self.order = sampler.largest(logits, len(logits))
+        self.ranks = np.empty_like(self.order)
+        self.ranks[self.order] = np.arange(len(logits))
+        measures = sampler.measure(logits, TokenId(int(self.order[0])))
+        self.entropy, self.logsumexp = measures.entropy, measures.logsumexp
+
+    def logprobs(self, tokens: Sequence[TokenId] | NDArray[np.int64]) -> NDArray[np.float64]:
+        """The natural logarithms of how likely some tokens are."""
+        return self.logits[tokens].astype(np.float64) - self.logsumexp
+
+
+def distribution(
+    model: "TransformersModel",
+    said: Said,
+    tokens: Sequence[TokenId],
+    sampling: SamplingParameters,
+    top_k: int,
+) -> Distribution:
+    """What is said about the token that comes after ``tokens``.
 
     Takes milliseconds, so not on the event loop.
     """
-    likeliest = sampler.largest(logits, top_k)
-    likeliest = likeliest[logits[likeliest] > -np.inf]
-    measures = sampler.measure(logits, TokenId(int(likeliest[0])))
-    chances = _chances(logits, tokens, sampling)
+    chances = _chances(said.logits, tokens, sampling)
     sampled = sampler.largest(chances, top_k)
-    candidates = _Candidates(model, logits, tokens, measures, chances)
+    told = functools.partial(_candidates, model, tokens, said, chances)
     return Distribution(
-        entropy=measures.entropy,
-        logsumexp=measures.logsumexp,
-        top=candidates.of(likeliest),
-        sampled=candidates.of(sampled[chances[sampled] > 0]),
+        entropy=said.entropy,
+        logsumexp=said.logsumexp,
+        top=told(said.order[:top_k]),
+        sampled=told(sampled[chances[sampled] > 0]),
         sampled_from=int(np.count_nonzero(chances)),
     )
 
@@ -80,47 +107,24 @@ def _chances(
         return np.zeros(len(logits))
 
 
-class _Candidates:
-    """Describes tokens that could come after ``tokens``."""
-
-    def __init__(
-        self,
-        model: "TransformersModel",
-        logits: Row,
-        tokens: Sequence[TokenId],
-        measures: Measures,
-        chances: NDArray[np.float64],
-    ) -> None:
-        self._model = model
-        self._logits = logits
-        self._before = tokens
-        self._measures = measures
-        self._chances = chances
-
-    def of(self, ids: NDArray[np.int64]) -> tuple[Candidate, ...]:
-        """What is known of each of these tokens."""
-        logprobs = self._logits[ids].astype(np.float64) - self._measures.logsumexp
-        probabilities = kernels().exponentials(logprobs)
-        found: Iterable[tuple[int, float, float]] = zip(
-            ids.tolist(), logprobs.tolist(), probabilities.tolist(), strict=True
-        )
-        return tuple(self._candidate(TokenId(token), *rest) for token, *rest in found)
-
-    def _candidate(self, token: TokenId, logprob: float, probability: float) -> Candidate:
-        content = self._model.fragment(self._before, (token,))
-        raw = content.partial.get(0)
-        return Candidate(
-            token_id=token,
-            text=content.text,
-            bytes=UNSET if raw is None else tuple(bytes.fromhex(raw)),
+def _candidates(
+    model: "TransformersModel",
+    before: Sequence[TokenId],
+    said: Said,
+    chances: NDArray[np.float64],
+    tokens: NDArray[np.int64],
+) -> tuple[Candidate, ...]:
+    """What is known of each of some tokens that could come after those before."""
+    logprobs = said.logprobs(tokens)
+    columns = (tokens, logprobs, kernels().exponentials(logprobs), said.ranks[tokens])
+    rows = zip(*(each.tolist() for each in (*columns, chances[tokens])), strict=True)
+    return tuple(
+        Candidate.of(
+            model.fragment(before, (TokenId(token),)),
             logprob=logprob,
             probability=probability,
-            rank=_rank(self._logits, token),
-            sampling_probability=float(self._chances[token]),
+            rank=rank,
+            sampling_probability=chance,
         )
-
-
-def _rank(logits: Row, token: TokenId) -> int:
-    """How many tokens are likelier, or as likely and of a lower id."""
-    value = logits[token]
-    return int(np.count_nonzero(logits > value) + np.count_nonzero(logits[:token] == value))
+        for token, logprob, probability, rank, chance in rows
+    )

@@ -10,9 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from domain.errors import InvalidInput, invalid
 from infra.engine.blocks import BLOCK_TOKENS
-from infra.engine.forward import Batch, Site, Watch
+from infra.engine.forward import Batch, Site, Watch, not_shown
 from infra.engine.kv_store import KVStore
 from infra.engine.memory import zeros
 from infra.engine.scheduler import Slice
@@ -103,7 +102,7 @@ class Execution:
         site = Site("residual", self._store.geometry.layers)
         bound = self._showing([site])
         if not bound.program.follows_from(site):
-            raise _not_shown(site)
+            raise not_shown(site)
         wanted = np.arange(len(hidden))
         logits = self._begin(bound, len(hidden), wanted)
         bound.rows(site, len(hidden)).copy_(hidden)
@@ -118,7 +117,7 @@ class Execution:
     def _showing(self, sites: Collection[Site]) -> Binding:
         for site in sites:
             if site not in self.sites:
-                raise _not_shown(site)
+                raise not_shown(site)
         return self._watched
 
     def _begin(self, bound: Binding, rows: int, wanted: NDArray[np.int64]) -> Tensor:
@@ -195,7 +194,3 @@ def _tables(slices: Seq[Slice]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     begins = np.cumsum([0, *sizes[:-1]])
     tables = np.array([block for piece in slices for block in piece.sequence.table], np.int64)
     return tables, np.repeat(begins, [piece.count for piece in slices]).astype(np.int64)
-
-
-def _not_shown(site: Site) -> InvalidInput:
-    return invalid("kind", f"its {site.kind} ({site.index}) cannot be given truly for this model")

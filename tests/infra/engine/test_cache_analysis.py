@@ -227,9 +227,10 @@ async def test_what_there_is_not_is_refused_by_name(llama: TransformersModel) ->
 
 
 async def test_too_much_is_refused_before_anything_is_computed(
-    engine: Engine, folders: dict[str, str | Path]
+    engine: Engine, folders: dict[str, str | Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = inside.loaded(folders["gpt2"], engine, max_result_bytes=4 * 64 * 20)
+    model = inside.loaded(folders["gpt2"], engine)
+    monkeypatch.setattr(model, "max_result_bytes", 4 * 64 * 20)
     before = model.counters()
     with pytest.raises(ResultTooLarge, match="one head"):
         await look(model, CacheParameters(layer=0, key_name="k", end=21))

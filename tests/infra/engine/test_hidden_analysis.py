@@ -105,9 +105,10 @@ async def test_bfloat16_is_given_as_it_is(engine: Engine, folders: dict[str, str
 
 
 async def test_too_much_is_refused_before_anything_is_computed(
-    engine: Engine, folders: dict[str, str | Path]
+    engine: Engine, folders: dict[str, str | Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = inside.loaded(folders["gpt2"], engine, max_result_bytes=4 * 64 * 20)
+    model = inside.loaded(folders["gpt2"], engine)
+    monkeypatch.setattr(model, "max_result_bytes", 4 * 64 * 20)
     before = model.counters()
     for question in (
         HiddenParameters(end=21),

@@ -146,6 +146,8 @@ async def test_both_distributions_are_told_and_how_tokens_moved(llama: Transform
         ):
             assert logprob == pytest.approx(float(row.double().log_softmax(-1)[shift.token_id]))
             assert rank == int((row > row[shift.token_id]).sum())
+        content = llama.fragment(TEXT, (shift.token_id,))
+        assert (shift.text, shift.bytes) == (content.text, content.bytes_of(0))
 
 
 async def test_the_original_is_what_comes_next(llama: TransformersModel) -> None:

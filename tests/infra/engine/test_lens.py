@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec import UNSET
 from torch import Tensor
 
-from domain.analysis.lens import MAX_ALTERNATIVES, MAX_READINGS, LensFacts, Reading, asked_lens
+from domain.analysis.lens import MAX_READINGS, LensFacts, Reading, asked_lens
 from domain.analysis.parameters import LensParameters, NextParameters
+from domain.analysis.ranges import MAX_ALTERNATIVES
 from domain.errors import InvalidInput, ResultTooLarge
 from domain.models import Dimensions
 from infra.engine.blocks import BLOCK_TOKENS
@@ -58,10 +60,10 @@ async def test_it_is_the_head_of_the_normalised_hidden_states(
     expected, likeliest = theirs.topk(7)
     assert distance(logprobs, expected) < NEAR
     assert (theirs.gather(-1, ids) - expected).abs().max() < NEAR
-    assert [each.layer for each in facts.layers] == list(range(layers))
+    assert facts.layers == tuple(range(layers))
     assert facts.token_ids == tuple(TEXT)
-    for layer, found in enumerate(facts.layers):
-        for position, reading in enumerate(found.readings):
+    for layer, readings in enumerate(facts.readings):
+        for position, reading in enumerate(readings):
             row = theirs[layer, position]
             assert reading.position == position
             assert [each.token_id for each in reading.top] == ids[layer, position].tolist()
@@ -81,7 +83,7 @@ async def test_the_last_layer_is_what_the_model_says_bit_for_bit(
     for model in (tiny, inside.loaded(folders["llama"], engine), narrow):
         facts, _, _ = await read(model, top_k=5)
         scores = (await score(model, TEXT, 1)).scores
-        last = facts.layers[-1].readings
+        last = facts.readings[-1]
         assert tuple(reading.logprob for reading in last[:-1]) == scores.logprobs
         assert tuple(reading.rank for reading in last[:-1]) == scores.ranks
         assert tuple(reading.entropy for reading in last[:-1]) == scores.entropies
@@ -90,7 +92,7 @@ async def test_the_last_layer_is_what_the_model_says_bit_for_bit(
         assert [(each.token_id, each.logprob) for each in last[-1].top] == [
             (each.token_id, each.logprob) for each in coming.top
         ]
-        earlier = facts.layers[-2].readings
+        earlier = facts.readings[-2]
         assert tuple(reading.logprob for reading in earlier[:-1]) != scores.logprobs
 
 
@@ -109,8 +111,8 @@ async def test_bits_are_the_same_hot_cold_private_among_others_and_by_itself(
         among = await look(llama, question, private=True)
     assert cold == private == among
     assert isinstance(cold.facts, LensFacts)
-    for whole, one in zip(cold.facts.layers, alone.layers, strict=True):
-        assert one.readings == (whole.readings[position - 10],)
+    for whole, one in zip(cold.facts.readings, alone.readings, strict=True):
+        assert one == (whole[position - 10],)
     assert torch.equal(values(cold, "top_token_ids")[:, position - 10, None], ids)
     assert torch.equal(values(cold, "top_logprobs")[:, position - 10, None], logprobs)
 
@@ -120,36 +122,43 @@ async def test_layers_and_positions_may_be_named(llama: TransformersModel) -> No
     facts, ids, _ = await read(llama, layers=(2, 0), start=5, end=8, top_k=2)
     assert ids.shape == (2, 3, 2)
     assert (facts.start, facts.end, facts.token_ids) == (5, 8, tuple(TEXT[5:8]))
-    assert [each.layer for each in facts.layers] == [2, 0]
-    for found in facts.layers:
-        for reading, expected in zip(
-            found.readings, whole.layers[found.layer].readings[5:8], strict=True
-        ):
+    assert facts.layers == (2, 0)
+    for layer, readings in zip(facts.layers, facts.readings, strict=True):
+        for reading, expected in zip(readings, whole.readings[layer][5:8], strict=True):
             assert reading.position == expected.position
             assert reading.top == expected.top[:2]
             assert reading.rank == expected.rank
 
 
-async def test_texts_are_those_of_tokens_on_their_own(tiny: TransformersModel) -> None:
+async def test_tokens_are_told_by_what_they_would_add_and_by_their_bytes(
+    tiny: TransformersModel,
+) -> None:
+    """The text ends inside a character: what comes after it may complete that."""
     tokens = await tiny.encode("Once upon a time there was a 🐻", beginning=True, room=100)
+    tokens = tokens[:-1]
     result = await look(tiny, LensParameters(top_k=100), tokens)
     assert isinstance(result.facts, LensFacts)
     assert "".join(result.facts.tokens) == tiny.fragment((), tokens).text
-    tops = [each for found in result.facts.layers for each in found.readings]
-    texts = {each.token_id: each.text for reading in tops for each in reading.top}
-    assert all(len(reading.top) == 100 for reading in tops)
-    raws = {token: tiny.fragment((), (token,)) for token in texts}
-    broken = [token for token, content in raws.items() if content.partial]
-    assert broken, "there are tokens that are no whole characters"
-    assert all("\ufffd" in texts[token] for token in broken)
-    assert all(texts[token] == raws[token].text for token in texts.keys() - set(broken))
+    told = [
+        (tokens[: each.position + 1], each.top) for row in result.facts.readings for each in row
+    ]
+    assert all(len(top) == 100 for _, top in told)
+    partial = set()
+    for before, top in told:
+        for each in top:
+            content = tiny.fragment(before, (each.token_id,))
+            assert each.text == content.text
+            assert each.bytes == content.bytes_of(0)
+            if each.bytes is not UNSET:
+                partial.add(bytes(each.bytes))
+    assert len(partial) > 1, "there are tokens that are no whole characters, each its own"
 
 
 async def test_more_alternatives_than_tokens_are_all_tokens(
     llama: TransformersModel,
 ) -> None:
     facts, ids, _ = await read(llama, position=3, layers=(1,), top_k=100)
-    (reading,) = facts.layers[0].readings
+    ((reading,),) = facts.readings
     assert isinstance(reading, Reading)
     assert ids.shape == (1, 1, 100)
     assert len({each.token_id for each in reading.top}) == 100

@@ -1,7 +1,6 @@
 """What could come next: the raw distribution, and exactly the one that tokens are drawn by."""
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -9,14 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from domain.analysis.next import Candidate, NextFacts
+from domain.analysis.next import Candidate, Distribution, NextFacts
 from domain.analysis.parameters import NextParameters
 from domain.analysis.result import Result, digest
 from domain.config import SamplingParameters, StateConfig
 from domain.errors import TooLarge
 from domain.ids import TokenId
 from infra.engine import sampler
-from infra.engine.analysis.next import distribution
+from infra.engine.analysis.next import Said, distribution
 from infra.engine.language_model import TransformersModel
 from infra.engine.sampler import Row
 from tests.infra.engine import small_models
@@ -156,18 +155,32 @@ async def test_a_greedy_state_has_one_token_to_choose(tiny: TransformersModel) -
     assert [each.sampling_probability for each in found.top] == [1.0, 0.0, 0.0, 0.0, 0.0]
 
 
-def test_tokens_that_are_ruled_out_are_not_listed(tiny: TransformersModel) -> None:
-    row = np.full(200, -np.inf, np.float32)
-    row[[5, 11, 12]] = [1.0, 3.0, 3.0]
-    found = distribution(tiny, row, PROMPT, ALL, 10)
-    assert [each.token_id for each in found.top] == [11, 12, 5]
-    assert [each.rank for each in found.top] == [0, 1, 2]
-    assert found.top == found.sampled
-    banned = ((TokenId(5),), (TokenId(11),), (TokenId(12),))
-    nothing: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
-    none = distribution(tiny, row, PROMPT, SamplingParameters(**nothing, bad_words_ids=banned), 10)
-    assert (none.sampled, none.sampled_from) == ((), 0)
-    assert [each.sampling_probability for each in none.top] == [0.0, 0.0, 0.0]
+def test_tokens_that_are_ruled_out_cannot_be_sampled(tiny: TransformersModel) -> None:
+    said = Said(np.array([0.5, 3.0, 1.0, 3.0], np.float32))
+
+    def without(*banned: int) -> Distribution:
+        words = tuple((TokenId(token),) for token in banned)
+        sampling = SamplingParameters(temperature=1.0, top_k=0, top_p=1.0, bad_words_ids=words)
+        return distribution(tiny, said, PROMPT, sampling, 10)
+
+    whole, some, none = without(), without(1, 2), without(0, 1, 2, 3)
+    assert [(each.token_id, each.rank) for each in whole.top] == [(1, 0), (3, 1), (2, 2), (0, 3)]
+    assert whole.sampled == whole.top
+    assert [(each.token_id, each.rank) for each in some.sampled] == [(3, 1), (0, 3)]
+    assert (some.sampled_from, none.sampled, none.sampled_from) == (2, (), 0)
+    assert [each.sampling_probability for each in none.top] == [0.0] * 4
+
+
+@given(st.lists(st.integers(-9, 9), min_size=1, max_size=60))
+@settings(max_examples=50, deadline=None)
+def test_ranks_and_logprobs_are_those_that_a_draw_is_measured_with(values: list[int]) -> None:
+    row = np.array(values, np.float32)
+    said = Said(row)
+    logprobs = said.logprobs(range(len(row)))
+    for token in map(TokenId, range(len(row))):
+        measures = sampler.measure(row, token)
+        assert (logprobs[token], said.ranks[token]) == (measures.logprob, measures.rank)
+        assert (said.entropy, said.logsumexp) == (measures.entropy, measures.logsumexp)
 
 
 scores = st.lists(st.integers(-40, 40).map(lambda v: v / 4), min_size=1, max_size=40)
