@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, BinaryIO
 
 from app.operations.transfer import Arrival, arrival, import_states, open_export
-from app.service import Service, Surroundings
+from app.service import MAX_LOOKS, Service, Surroundings
 from app.settings import BadSetting, Settings
 from domain.baseline import Baseline, BaselineWriter
 from domain.config import StateConfig
@@ -100,7 +100,7 @@ async def open_service(settings: Settings) -> AsyncGenerator[Service, None]:
     async with open_models(settings) as models:
         log = await SqliteLog.open(
             Path(settings.database),
-            max_queue=settings.max_queue,
+            max_queue=settings.max_queue + MAX_LOOKS,  # whoever has a turn is not turned away here
             retention=retention(settings),
             erasable=settings.erasable,
         )

@@ -15,6 +15,7 @@
      |- Conflict
      |   |- VersionConflict     the state has moved on since it was read
      |   |- FingerprintChanged  the request to go on with began under other numerics
+     |   |- ResultChanged       it found something else (domain.analysis.result)
      |   |- NothingToResume     no stream was begun by this request
      |   |- NotAPrefix          the tokens of that version do not begin the state's tokens
      |   |- IdempotencyKeyReused  the key was used for another request

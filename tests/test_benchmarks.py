@@ -3,12 +3,14 @@
 import math
 import re
 from collections.abc import Iterator
+from functools import cache
 from typing import Final
 
 import msgspec
 import pytest
 
 from app.settings import from_environment
+from benchmarks import scale
 from benchmarks.__main__ import PARTS, main, measure
 from benchmarks.bench import Bench
 from benchmarks.constraints import constrained
@@ -63,6 +65,7 @@ class OneServer(Bench):
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("bench"))
+        patch.setattr(scale, "started", cache(scale.started))  # a start takes seconds
         with OneServer(TINY, threads=1, rounds=ROUNDS, rest_s=0) as made:
             yield made
 

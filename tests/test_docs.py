@@ -35,6 +35,7 @@ from app.settings import PREFIX, Settings
 from domain import errors
 from domain.analysis import attention, lens, ranges
 from domain.analysis.parameters import Asked
+from domain.analysis.result import ResultChanged
 from domain.config import StateConfig
 from domain.events import Event
 from domain.ids import MAX_SEED, ModelId, Position, StateId, Version
@@ -165,7 +166,7 @@ class Reader:
             env=self._environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             check=False,
         )
         assert done.returncode == 0, f"{block} exits {done.returncode}: {done.stdout}{done.stderr}"
@@ -590,6 +591,7 @@ REFUSALS = (
     errors.ModelNotFound(ModelId("a"), (ModelId("b"),)),
     errors.VersionConflict(StateId("state-1"), Version(1), Version(2)),
     errors.FingerprintChanged(StateId("state-1"), "then", "now"),
+    ResultChanged(StateId("state-1")),
     errors.NothingToResume("key"),
     errors.StateExists(StateId("state-1")),
     errors.NotRunnable(StateId("state-1"), ModelId("a"), "reason"),

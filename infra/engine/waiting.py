@@ -74,7 +74,9 @@ async def worked_through(parts: Parts[Item]) -> Item:
         await asyncio.wait((working,))
     except asyncio.CancelledError:
         left.set()
-        begun.cancel()
+        if not begun.cancel():
+            await asyncio.wait((working,))
+            working.exception()  # nobody is told of it
         raise
     return working.result()
 

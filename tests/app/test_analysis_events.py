@@ -1,11 +1,14 @@
 """Looking inside a state is recorded, and leaves the state as it is."""
 
+import gzip
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
+from domain.analysis.result import FORM
 from tests.app.api import (
     Json,
     assert_problem,
@@ -73,7 +76,7 @@ def test_a_look_is_an_event_and_leaves_the_state_as_it_is(client: httpx.Client) 
     event = newest(client)
     assert (event["type"], event["version"], event["at_version"]) == ("state_analyzed", None, 2)
     assert event["payload"]["parameters"] == {"kind": "next", "top_k": 3}
-    assert len(event["payload"]["result_digest"]) == 64
+    assert (event["payload"]["form"], len(event["payload"]["result_digest"])) == (FORM, 64)
     assert event["fingerprint"]
     after = client.get(f"/v1/states/{state_id}")
     assert (after.content, after.headers["etag"]) == (before.content, before.headers["etag"])
@@ -146,7 +149,7 @@ def test_a_retry_looks_at_what_was_looked_at_first_and_records_nothing(
     assert ask(client, state_id, top_k=3) != first
 
 
-def test_a_comparison_is_retried_against_the_version_that_it_was_made_with(
+def test_a_comparison_is_retried_against_the_version_that_it_was_made_with_also_once_it_is_gone(
     client: httpx.Client,
 ) -> None:
     state_id, other = create(client)["state_id"], create(client, text="Once more")["state_id"]
@@ -160,6 +163,9 @@ def test_a_comparison_is_retried_against_the_version_that_it_was_made_with(
         assert_problem(changed, 409, "idempotency-key-reused")
     assert again == first
     delete(client, other)
+    with nothing_recorded(client):
+        assert ok(client.post("/v1/analyze/compare", json=body, headers=headers)) == first
+        assert_problem(client.post("/v1/analyze/compare", json=body), 404, "state-deleted")
     assert verify(client, state_id=state_id)["result"] == "equal"
 
 
@@ -179,6 +185,13 @@ def test_a_state_is_followed_with_its_looks_in_the_order_of_the_log(client: http
 
 
 # export
+
+
+def versions_in(exported: bytes, state_id: str) -> list[tuple[int | None, int | None]]:
+    """Of each event of a state in an export, the version that it led to or that it saw."""
+    lines = map(json.loads, gzip.decompress(exported).splitlines())
+    events = [line for line in lines if line.get("state_id") == state_id]
+    return [(event["version"], event.get("at_version")) for event in events]
 
 
 def take_in(client: httpx.Client, exported: bytes) -> Json:
@@ -216,10 +229,12 @@ def test_the_analyses_of_a_state_leave_with_it(
     assert verify(elsewhere, state_id=state_id)["analyses"] == 3
     forward(elsewhere, state_id)
     again = elsewhere.get(f"/v1/states/{state_id}/export", params={"version": 3}).content
+    left = [(1, None), (2, None), (None, 1), (None, 2), (3, None), (None, 3)]
+    assert versions_in(whole, state_id) == versions_in(again, state_id) == left
+    assert versions_in(part, state_id) == [(1, None), (None, 1)]
     assert_problem(
         elsewhere.post("/v1/states/import", content=part, headers=GZIP), 409, "state-exists"
     )
-    assert len(again) > len(part)
 
 
 def test_an_earlier_version_leaves_without_what_was_seen_later(

@@ -94,18 +94,24 @@ def state_with(client: httpx.Client, text: str, **body: Any) -> str:
     return state_id
 
 
-def assert_exact(found: Json, a: torch.Tensor, b: torch.Tensor) -> None:
+def assert_exact(positions: list[Json], a: torch.Tensor, b: torch.Tensor) -> None:
     """Every divergence is that of these distributions, and every likeliest token theirs."""
-    changed = 0
-    for place in found["positions"]:
+    assert positions
+    for place in positions:
         mine, theirs = a[place["position"] - 1], b[place["position"] - 1]
         kl = float((mine.exp() * (mine - theirs)).sum())
         assert place["kl"] == pytest.approx(kl, rel=NEAR, abs=NEAR)
         assert place["top_a"]["token_id"] == int(mine.argmax())
         assert place["top_b"]["token_id"] == int(theirs.argmax())
-        assert place["changed"] == (int(mine.argmax()) != int(theirs.argmax()))
-        changed += place["changed"]
-    assert found["changed"] == changed
+
+
+def assert_compared(found: Json, a: torch.Tensor, b: torch.Tensor) -> None:
+    """The positions of a comparison are exact, and those whose likeliest token changed counted."""
+    assert_exact(found["positions"], a, b)
+    for place in found["positions"]:
+        tops = place["top_a"]["token_id"], place["top_b"]["token_id"]
+        assert place["changed"] == (tops[0] != tops[1])
+    assert found["changed"] == sum(place["changed"] for place in found["positions"])
 
 
 def assert_equal(client: httpx.Client, state_id: str, analyses: int) -> None:
@@ -126,7 +132,7 @@ def test_two_states_are_compared_after_what_they_have_in_common(
     assert (found["start"], found["end"]) == (common + 1, min(map(len, tokens)) + 1)
     positions = [place["position"] for place in found["positions"]]
     assert positions == list(range(found["start"], found["end"]))
-    assert_exact(found, *(predict(TINY, held) for held in tokens))
+    assert_compared(found, *(predict(TINY, held) for held in tokens))
     assert (found["a"]["state_id"], found["b"]["state_id"]) == (a, b)
     assert found["same_model"]
     assert_equal(client, a, 1)
@@ -160,7 +166,7 @@ def test_the_other_version_is_recorded_as_it_was_then(
         ok(client.get(f"/v1/states/{state_id}", params={"version": v, "include": "tokens"}))
         for v in (2, 4)
     ]
-    assert_exact(found, *(predict(TINY, each["tokens"]) for each in held))
+    assert_compared(found, *(predict(TINY, each["tokens"]) for each in held))
     forward(client, state_id, " Again.")
     again = compare(client, state_id, state_id, version=2, other_version=4)
     assert again["positions"] == found["positions"]
@@ -183,7 +189,7 @@ def test_long_texts_are_compared_in_chunks_of_any_size(
     a, b = state_with(client, f"A cat.{LONG_TEXT}"), state_with(client, f"Some dogs.{LONG_TEXT}")
     whole = compare(client, a, b)
     assert len(whole["positions"]) > 3 * 45
-    assert_exact(whole, *(predict(TINY, tokens_of(client, state)) for state in (a, b)))
+    assert_compared(whole, *(predict(TINY, tokens_of(client, state)) for state in (a, b)))
     part = compare(client, a, b, start=40, end=101)
     assert part["positions"] == [
         place for place in whole["positions"] if 40 <= place["position"] < 101
@@ -207,7 +213,7 @@ def test_models_of_one_vocabulary_are_compared_from_the_first_token_on(
     tokens = tokens_of(client, a)
     assert not found["same_model"]
     assert [each["position"] for each in found["positions"]] == list(range(1, len(tokens) + 1))
-    assert_exact(found, predict(TINY, tokens), predict("other", tokens))
+    assert_compared(found, predict(TINY, tokens), predict("other", tokens))
     assert_equal(client, a, 1)
 
 
@@ -244,6 +250,25 @@ def test_models_of_two_vocabularies_are_refused(client: httpx.Client) -> None:
         answer = client.post("/v1/analyze/compare", json={"state_id": a, "other_state_id": b})
         problem = assert_problem(answer, 400, "invalid-input", "other_state_id")
     assert "vocabulary" in problem["detail"]
+
+
+@pytest.mark.parametrize("other", ["other", "short"])
+def test_a_diff_of_two_models_is_made_where_they_have_one_vocabulary(
+    client: httpx.Client, predict: Predict, other: str
+) -> None:
+    a, b = state_with(client, OPENING), state_with(client, OPENING, model_id=other)
+    tokens = tokens_of(client, a)
+    with nothing_recorded(client):
+        found = ok(client.get(f"/v1/states/{a}/diff/{b}"))
+    assert found["common_prefix"]["text"] == OPENING
+    assert not found["same_model"]
+    if other == "short":
+        assert found["kl"] is None
+        assert "vocabular" in found["note"]
+    else:
+        assert found["common_prefix"]["tokens"] == len(tokens)
+        assert [place["position"] for place in found["kl"]] == list(range(1, len(tokens) + 1))
+        assert_exact(found["kl"], predict(TINY, tokens), predict(other, tokens))
 
 
 def test_an_other_state_that_is_gone_is_compared_as_it_was(client: httpx.Client) -> None:

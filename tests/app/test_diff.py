@@ -1,14 +1,12 @@
 """Two states, or two versions of one, held against each other; reading states as they were."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import httpx
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
-from infra.models.catalogue import source_of
 from tests.app.api import (
     LONG_TEXT,
     OPENING,
@@ -27,53 +25,24 @@ from tests.app.api import (
     rewind,
     tokens_of,
 )
-from tests.app.held import serving
 from tests.infra.engine import small_models
-
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::litestar.utils.deprecation.LitestarDeprecationWarning"
-)
 
 TINY = small_models.CACHER_TINY
 CONTEXT = 1024
 NEAR = 1e-5
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Models of the embedded one's vocabulary, and one with less of it."""
-    parent, make = tmp_path_factory.mktemp("models"), small_models.FAMILIES["gpt2"]
-    sizes = {"other": 1024, "short": 1000}
-    return {
-        name: str(small_models.write(parent / name, make(), vocabulary=size))
-        for name, size in sizes.items()
-    } | {TINY: source_of(TINY).location}
+Predict = Callable[[Sequence[int]], torch.Tensor]
 
 
 @pytest.fixture(scope="module")
-def client(
-    folders: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[httpx.Client]:
-    database = tmp_path_factory.mktemp("diff") / "cacher.db"
-    allowed = (folders["other"], folders["short"])
-    with serving(database, allowed_models=allowed, max_models=4) as (client, _):
-        yield client
-
-
-Predict = Callable[[str, Sequence[int]], torch.Tensor]
-
-
-@pytest.fixture(scope="module")
-def predict(folders: dict[str, str]) -> Predict:
+def predict() -> Predict:
     """What transformers says of each next token: row ``i`` is of the one after ``i`` and before."""
-    models = {
-        name: AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        for name, folder in folders.items()
-    }
+    model: Any = small_models.read(TINY).model
 
-    def logprobs(name: str, tokens: Sequence[int]) -> torch.Tensor:
-        with torch.inference_mode():
-            logits: torch.Tensor = models[name](torch.tensor([tokens])).logits[0]
+    @torch.inference_mode()
+    def logprobs(tokens: Sequence[int]) -> torch.Tensor:
+        logits: torch.Tensor = model(torch.tensor([tokens]), use_cache=False).logits[0]
         return logits.double().log_softmax(-1)
 
     return logprobs
@@ -128,7 +97,7 @@ def test_two_states_differ_in_their_parts_and_in_what_comes_next(
     }
     positions = [place["position"] for place in found["kl"]]
     assert positions == list(range(common + 1, min(map(len, tokens)) + 1))
-    _assert_exact(found, *(predict(TINY, held) for held in tokens))
+    _assert_exact(found, *(predict(held) for held in tokens))
     assert all(place["kl"] > NEAR for place in found["kl"])
     assert found["next_start"] is found["note"] is None
 
@@ -147,7 +116,7 @@ def test_long_texts_are_compared_in_chunks_and_in_pages(
     whole = _diff(client, a, b, limit=1024)
     assert len(whole["kl"]) > 3 * 45 > 4 * 32
     assert len(_diff(client, a, b)["kl"]) == 128
-    _assert_exact(whole, *(predict(TINY, tokens_of(client, state)) for state in (a, b)))
+    _assert_exact(whole, *(predict(tokens_of(client, state)) for state in (a, b)))
     paged, start = [], 0
     while start is not None:
         page = _diff(client, a, b, start=start, limit=45)
@@ -174,29 +143,7 @@ def test_full_contexts_are_compared_to_their_end(client: httpx.Client, predict: 
     a, b = (create(client, text=None, tokens=each)["state_id"] for each in held)
     found = _diff(client, a, b, start=CONTEXT - 2)
     assert [place["position"] for place in found["kl"]] == [CONTEXT - 2, CONTEXT - 1]
-    _assert_exact(found, *(predict(TINY, each) for each in held))
-
-
-# two models
-
-
-def test_models_of_one_vocabulary_are_compared_from_the_first_token_on(
-    client: httpx.Client, predict: Predict
-) -> None:
-    a, b = _state(client), _state(client, model_id="other")
-    found = _diff(client, a, b)
-    tokens = tokens_of(client, a)
-    assert not found["same_model"]
-    assert found["common_prefix"]["tokens"] == len(tokens)
-    assert [place["position"] for place in found["kl"]] == list(range(1, len(tokens) + 1))
-    _assert_exact(found, predict(TINY, tokens), predict("other", tokens))
-
-
-def test_models_of_two_vocabularies_are_not_compared(client: httpx.Client) -> None:
-    found = _diff(client, _state(client), _state(client, model_id="short"))
-    assert found["kl"] is None
-    assert "vocabular" in found["note"]
-    assert found["common_prefix"]["text"] == OPENING
+    _assert_exact(found, *(predict(each) for each in held))
 
 
 # versions
@@ -215,7 +162,7 @@ def test_two_versions_of_one_state(client: httpx.Client, predict: Predict) -> No
     assert found["b_part"]["text"] == " The dog ran away."
     assert found["config"] == {"temperature": [0.7, 0.25]}
     held = [read(client, state_id, include="tokens", version=v)["tokens"] for v in (2, 5)]
-    _assert_exact(found, *(predict(TINY, tokens) for tokens in held))
+    _assert_exact(found, *(predict(tokens) for tokens in held))
     assert _diff(client, state_id, state_id, version_a=2, version_b=5) == found
 
 
@@ -236,7 +183,7 @@ def test_a_state_that_slid_is_compared_by_the_tokens_it_holds(
     ]
     common = found["common_prefix"]["tokens"]
     assert found["b_part"]["tokens"] == held[1][common:]
-    _assert_exact(found, *(predict(TINY, tokens) for tokens in held))
+    _assert_exact(found, *(predict(tokens) for tokens in held))
 
 
 def test_a_deleted_state_is_read_as_it_was_before(client: httpx.Client) -> None:

@@ -286,7 +286,7 @@ WRITTEN_FILES: Final = {
     "intents_schema_2.jsonl": "d4f3f01a78fbef7f7943d667b97660a2cbfc3321d25ea162a80ba042d71b65c3",
     "events_schema_3.jsonl": "31aeb1d023709228e71e360a21a224b53ef9ca80a59305a6663a599143716264",
     "intents_schema_3.jsonl": "d4f3f01a78fbef7f7943d667b97660a2cbfc3321d25ea162a80ba042d71b65c3",
-    "events_schema_4.jsonl": "9c61b34afc68b520141f177badcca7d5d875f7367f7ba7e77fa58968f447681d",
+    "events_schema_4.jsonl": "60ef8687c747700e3888f2bd6ed7299962b5cabc42d25be82f3c1e90afe985b6",
     "intents_schema_4.jsonl": "d4f3f01a78fbef7f7943d667b97660a2cbfc3321d25ea162a80ba042d71b65c3",
 }
 

@@ -157,10 +157,11 @@ def written() -> dict[str, str]:
 
 
 async def _write() -> None:
-    with FILE.open("x") as stream:  # refuses to touch a file that is there
-        async with open_models(SETTINGS) as models:
-            found = as_json(await found_by(models))
-        stream.write(msgspec.json.format(found, indent=2) + "\n")
+    """Add what is not written yet; a digest that is there stays."""
+    async with open_models(SETTINGS) as models:
+        found = await found_by(models)
+    known = written() if FILE.exists() else {}
+    FILE.write_text(msgspec.json.format(as_json(found | known), indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from app.bootstrap import open_models, open_service
 from app.operations import states
 from app.operations.analysis.analyze import analyze
 from app.operations.verification.verify import Request, Verifier
+from app.representations.forms import Wanted
+from app.representations.negotiation import ranges
 from app.service import Service
 from domain.analysis.parameters import ClassifyParameters
 from domain.config import ConfigChanges
@@ -56,7 +58,8 @@ async def begin(service: Service, model_id: str, text: str) -> StateId:
 
 
 async def ask(service: Service, state_id: StateId, parameters: ClassifyParameters) -> None:
-    await analyze(service, call(), state_id, None, parameters, check=lambda result: None)
+    form = Wanted(parameters, ranges(""), None)
+    await analyze(service, call(), state_id, None, parameters, form=form)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -7,15 +7,17 @@ import sys
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 from safetensors.torch import load_file, save_file
 
 from app import bootstrap
 from app.settings import Settings
+from domain.content import NO_SCORES
 from infra.log.migrate import migrate
 from infra.log.sqlite_log import SqliteLog
 from infra.models.catalogue import Catalogue
-from tests.builders import BY, append, created
+from tests.builders import BY, append, created, forwarded
 from tests.end_to_end.calls import query
 from tests.end_to_end.tampering import tampering
 from tests.end_to_end.test_command_line import TINY, run
@@ -219,6 +221,7 @@ def test_an_export_is_a_recorded_log_too(pytester: pytest.Pytester, folder: Path
         ('"text.db"', "*text.db cannot be read as a log: *"),
         ('"empty.db"', "*empty.db has no state to replay: it is empty"),
         ('"silent.db"', "*has no state to replay: no model said anything about its tokens"),
+        ('"read.db"', "*nothing was said of its tokens: it is a sequence_classification state"),
         ("", "cacher_log takes one log: its path"),
         ('"recorded.db", "other.db"', "cacher_log takes one log: its path"),
         ('"recorded.db", kl=1', "cacher_log has no kl; it has model, against, *max_kl,*"),
@@ -234,6 +237,7 @@ def test_what_cannot_be_replayed_is_an_error_of_collection(
     (folder / "text.db").write_text("no database at all " * 100)
     migrate(folder / "empty.db")
     asyncio.run(write_silent(folder / "silent.db"))
+    asyncio.run(write_read(folder / "read.db"))
     result = check(pytester, arguments)
     assert result.ret == pytest.ExitCode.INTERRUPTED
     result.assert_outcomes(errors=1)
@@ -244,6 +248,14 @@ def test_what_cannot_be_replayed_is_an_error_of_collection(
 async def write_silent(path: Path) -> None:
     async with await SqliteLog.open(path) as log:
         await log.append([append(created())], provenance=BY)
+
+
+async def write_read(path: Path) -> None:
+    """The log of a classifier, which has a text that was appended and says nothing of tokens."""
+    began = msgspec.structs.replace(created(), model_type="sequence_classification")
+    added = msgspec.structs.replace(forwarded(3), scores=NO_SCORES)
+    async with await SqliteLog.open(path) as log:
+        await log.append([append(began), append(added, 1)], provenance=BY)
 
 
 def test_the_fixture_needs_the_marker(pytester: pytest.Pytester) -> None:
