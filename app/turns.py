@@ -35,8 +35,7 @@ class Turns:
         Raises:
             QueueFull: too many hold or wait already.
         """
-        if self.held and self.held + count > self._limit:
-            raise QueueFull(self._limit, self._what)
+        self.check(count)
         self._users[key] += count
         lock = self._locks.setdefault(key, asyncio.Lock())
         try:
@@ -46,6 +45,15 @@ class Turns:
             self._users[key] -= count
             if not self._users[key]:
                 del self._users[key], self._locks[key]
+
+    def check(self, count: int = 1) -> None:
+        """Refuse whoever could not get a turn now.
+
+        Raises:
+            QueueFull: too many hold or wait already.
+        """
+        if self.held and self.held + count > self._limit:
+            raise QueueFull(self._limit, self._what)
 
     async def idle(self, key: Hashable) -> None:
         """Wait for the end of every turn of the key that is held or waited for now; takes none."""

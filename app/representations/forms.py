@@ -29,11 +29,15 @@ _PART_BYTES: Final = 1 << 18
 
 
 class Wanted(Struct, frozen=True):
-    """The form that a client wants the answer to a question in; ``tensor`` is the one to send."""
+    """The form that a client wants the answer to a question in; ``tensor`` is the one to send.
+
+    What is drawn, or large, has one of the ``places`` until it is sent.
+    """
 
     question: Question
     accepted: tuple[Range, ...]
     tensor: str | None
+    places: Turns
 
     def form(self, tensors: bool = True) -> str:
         """The media type to answer with, where there are tensors or none.
@@ -49,12 +53,15 @@ class Wanted(Struct, frozen=True):
         return found
 
     def check_extent(self, extent: Extent) -> None:
-        """Refuse, before the work, more than the form wanted holds.
+        """Refuse, before the work, more than the form wanted holds, or than can be sent now.
 
         Raises:
             ResultTooLarge: says how to ask for less.
+            QueueFull: there is no place for it.
         """
         form = self.form()
+        if form in pictures.MEDIA_TYPES or extent.numbers * 4 > _WHOLE_BYTES:
+            self.places.check()
         if form == JSON:
             nested.check(extent)
         elif form in pictures.MEDIA_TYPES:
@@ -83,28 +90,25 @@ class Wanted(Struct, frozen=True):
         return named[self.tensor]
 
 
-def wanted(request: Request[Any, Any, Any], question: Question) -> Wanted:
+def wanted(request: Request[Any, Any, Any], question: Question, places: Turns) -> Wanted:
     """The form that a request asks for.
 
     Raises:
         NotAcceptable: it cannot be had, whatever is found.
     """
     accept = ", ".join(request.headers.getall("accept", []))
-    asked = Wanted(question, ranges(accept), request.query_params.get("tensor"))
+    asked = Wanted(question, ranges(accept), request.query_params.get("tensor"), places)
     asked.form()
     return asked
 
 
-async def represent(
-    wanted: Wanted, found: Analyzed, headers: dict[str, str], *, places: Turns
-) -> Response[Any]:
+async def represent(wanted: Wanted, found: Analyzed, headers: dict[str, str]) -> Response[Any]:
     """The answer to a question, in the form that the client asks for.
 
-    It is encoded off the event loop. A picture while it is drawn, and a large answer while it is
-    sent piece by piece, has one of the ``places``.
+    It is encoded off the event loop; a large one is sent piece by piece.
 
     Raises:
-        QueueFull: there is none for it.
+        QueueFull: there is no place for it.
     """
     form = wanted.form(bool(found.result.tensors))
     headers = headers | {"Vary": "Accept"}
@@ -119,7 +123,7 @@ async def represent(
         case "application/json":
             parts = nested.parts(found)
         case _:
-            async with places.turn(object()):
+            async with wanted.places.turn(object()):
                 drawn = await pictures.draw(found, form)
             return Response(drawn, media_type=form, headers=headers)
     parts = _joined(parts)
@@ -128,7 +132,7 @@ async def represent(
         return Response(begin, media_type=form, headers=headers)
     if size is not None:
         headers["Content-Length"] = str(size)
-    chunks = _sent(begin, parts, places)
+    chunks = _sent(begin, parts, wanted.places)
     await anext(chunks)
     return EventStream(chunks, media_type=form, headers=headers)
 

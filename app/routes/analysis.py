@@ -171,7 +171,7 @@ async def _answer(
     question: asked.Question,
 ) -> Response[Any]:
     """The answer, in the form that the client accepts; nobody works on for one that has left."""
-    form = wanted(request, question)
+    form = wanted(request, question, service.results)
     digest = hashlib.sha256(request.scope["query_string"] + await request.body()).digest()
     call = await call_of(request, digest)
     which = None if version is None else Version(version)
@@ -179,7 +179,7 @@ async def _answer(
     async def answer() -> Response[Any]:
         found = await analyze(service, call, StateId(state_id), which, question, form=form)
         headers = etag(found.state.version)
-        return await represent(form, found, headers, places=service.results)
+        return await represent(form, found, headers)
 
     try:
         return await unless_left(request, answer())

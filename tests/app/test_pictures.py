@@ -351,7 +351,7 @@ async def test_only_so_many_pictures_are_drawn_or_wait_for_it(
 
     async def ask(accept: str = SVG) -> Any:
         one = surprisals()
-        return await forms.represent(wanted(accept, one.parameters), one, {}, places=places)
+        return await forms.represent(wanted(accept, one.parameters, places), one, {})
 
     asked = [asyncio.ensure_future(ask()) for _ in range(2)]
     await asyncio.to_thread(begun.wait, 60)
@@ -373,8 +373,8 @@ def without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
 
 
-def wanted(accept: str, question: Parameters) -> forms.Wanted:
-    return forms.Wanted(question, ranges(accept), None)
+def wanted(accept: str, question: Parameters, places: Turns | None = None) -> forms.Wanted:
+    return forms.Wanted(question, ranges(accept), None, places or Turns(1))
 
 
 QUESTIONS: list[Parameters] = [AttentionParameters(), LensParameters(), TokensParameters()]

@@ -71,8 +71,8 @@ def request(accept: str | None = None, **query: str) -> Request[Any, Any, Any]:
     return RequestFactory().get("/", headers=headers, query_params=query)
 
 
-def wanted(accept: str | None = None, **query: str) -> forms.Wanted:
-    return forms.wanted(request(accept, **query), NextParameters())
+def wanted(accept: str | None = None, *, places: Turns | None = None, **query: str) -> forms.Wanted:
+    return forms.wanted(request(accept, **query), NextParameters(), places or Turns(1))
 
 
 def as_json(one: Analyzed) -> Json:
@@ -88,7 +88,7 @@ async def sent(accept: str, one: Analyzed, **query: str) -> tuple[bytes, dict[st
     """Body and headers of an answer."""
     form = wanted(accept, **query)
     form.check(one.result)
-    response = await forms.represent(form, one, {"ETag": '"1"'}, places=Turns(1))
+    response = await forms.represent(form, one, {"ETag": '"1"'})
     headers = {"Content-Type": str(response.media_type), **response.headers}
     if isinstance(response, EventStream):
         return b"".join([chunk async for chunk in response.iterator]), headers  # type: ignore[union-attr]
@@ -324,7 +324,7 @@ async def test_what_is_held_of_a_large_answer_does_not_grow_with_it() -> None:
     one = found(hidden(1_000_000, inline=True))
     tracemalloc.start()
     try:
-        response = await forms.represent(wanted(), one, {}, places=Turns(1))
+        response = await forms.represent(wanted(), one, {})
         assert isinstance(response, EventStream)
         size = 0
         async for chunk in response.iterator:  # type: ignore[union-attr]
@@ -338,16 +338,21 @@ async def test_what_is_held_of_a_large_answer_does_not_grow_with_it() -> None:
 
 async def test_only_so_many_large_answers_are_sent_at_once() -> None:
     places = Turns(1, "large answers are being sent")
+    form = wanted(places=places)
     large, small = found(hidden(1_000_000, inline=True)), found(hidden(4))
-    first = await forms.represent(wanted(), large, {}, places=places)
+    form.check_extent(Extent(numbers=1_000_000))
+    first = await forms.represent(form, large, {})
     with pytest.raises(QueueFull, match="1 large answers are being sent"):
-        await forms.represent(wanted(), large, {}, places=places)
-    assert not isinstance(await forms.represent(wanted(), small, {}, places=places), EventStream)
+        await forms.represent(form, large, {})
+    with pytest.raises(QueueFull, match="1 large answers are being sent"):
+        form.check_extent(Extent(numbers=1_000_000))
+    form.check_extent(Extent(numbers=4))
+    assert not isinstance(await forms.represent(form, small, {}), EventStream)
     assert isinstance(first, EventStream)
     async for _ in first.iterator:  # type: ignore[union-attr]
         pass
     assert places.held == 0
-    assert isinstance(await forms.represent(wanted(), large, {}, places=places), EventStream)
+    assert isinstance(await forms.represent(form, large, {}), EventStream)
 
 
 # who gets which
@@ -410,4 +415,4 @@ def test_what_nobody_accepts_is_refused_by_what_there_is() -> None:
 def test_accept_may_be_sent_line_by_line() -> None:
     lines = request()
     lines.scope["headers"] = [(b"accept", b"text/html"), (b"accept", NPY.encode())]
-    assert forms.wanted(Request(lines.scope), NextParameters()).form() == NPY
+    assert forms.wanted(Request(lines.scope), NextParameters(), Turns(1)).form() == NPY
