@@ -2,12 +2,22 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import httpx
 import pytest
 
 import infra.engine  # noqa: F401 - sets how threads wait, before anything loads torch
 from tests.support import Server
+
+LONGEST: Final = ("test_docs.py", "test_benchmarks.py", "test_strict_processors.py")
+"""These files first, in this order, so that no worker is left alone with one at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the files; in each the tests stay as they are."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.fixture(scope="session")
