@@ -142,6 +142,7 @@ async def test_proofs_hold_while_events_are_added(tmp_path: Path) -> None:
     async with await SqliteLog.open(tmp_path / "log.db") as log:
         await add(log, TILE - 9)
         proofs, done = Proofs(log), asyncio.Event()
+        begun = await proofs.checkpoint()
 
         async def write() -> None:
             for _ in range(40):
@@ -149,8 +150,7 @@ async def test_proofs_hold_while_events_are_added(tmp_path: Path) -> None:
             done.set()
 
         async def prove() -> set[int]:
-            sizes = set()
-            first = await proofs.checkpoint()
+            first, sizes = begun, {begun.size}
             while not done.is_set():
                 second = await proofs.checkpoint()
                 assert continues(first, second, await proofs.consistency(first.size, second.size))

@@ -66,7 +66,7 @@ async def ask(
     by: Call | None = None,
 ) -> Result:
     at = None if version is None else Version(version)
-    form = Wanted(parameters, ranges(""), None)
+    form = Wanted(parameters, ranges(""), None, service.results)
     found = await analyze(service, by or call(), state_id, at, parameters, form=form)
     return found.result
 

@@ -58,7 +58,7 @@ async def begin(service: Service, model_id: str, text: str) -> StateId:
 
 
 async def ask(service: Service, state_id: StateId, parameters: ClassifyParameters) -> None:
-    form = Wanted(parameters, ranges(""), None)
+    form = Wanted(parameters, ranges(""), None, service.results)
     await analyze(service, call(), state_id, None, parameters, form=form)
 
 

@@ -83,8 +83,9 @@ def state_ids(log: Log) -> list[str]:
 
 
 def threads_of_ours() -> set[threading.Thread]:
-    """Threads but those that models of other tests try grammars on."""
-    return {one for one in threading.enumerate() if not one.name.startswith("checks")}
+    """Threads but those that all models share: for grammars that are tried, and analyses."""
+    shared = ("checks", "analysis")
+    return {one for one in threading.enumerate() if not one.name.startswith(shared)}
 
 
 # a log that is replayed
