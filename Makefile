@@ -27,8 +27,8 @@ bench: $(INSTALLED)  ## one table of ratios against plain transformers and plain
 	$(BIN)/python -m benchmarks
 
 soak: $(INSTALLED)  ## the long versions of the tests of crashes and faults (SOAK_KILLS=500)
-	SOAK=1 $(BIN)/python -m pytest tests/end_to_end -m soak
-	SOAK=1 $(BIN)/python -m pytest tests/faults
+	SOAK=1 $(BIN)/python -m pytest --timeout 0 tests/end_to_end -m soak
+	SOAK=1 $(BIN)/python -m pytest --timeout 0 tests/faults
 
 $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

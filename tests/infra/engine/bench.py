@@ -1,9 +1,13 @@
 """Runs texts through a model the way a test says, and keeps every bit that comes out."""
 
+import threading
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
+from contextlib import contextmanager
 from dataclasses import dataclass
 from random import Random
-from typing import Final
+from typing import Any, Final
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -12,6 +16,7 @@ from infra.engine.blocks import BlockPool
 from infra.engine.executor import Executor
 from infra.engine.forward import Prepared
 from infra.engine.kv_store import KVStore
+from infra.engine.language_model import TransformersModel
 from infra.engine.runner import Runner
 from infra.engine.sampler import Row
 from infra.engine.scheduler import Sequence
@@ -135,6 +140,35 @@ class Bench:
         """One text alone."""
         (bits,) = self.run(self.feeding(tokens, cuts, first_wanted=first_wanted, root=root))
         return bits
+
+
+class HeldPass:
+    """A pass that has begun and waits; how many have begun in all."""
+
+    def __init__(self) -> None:
+        self.begun, self.goes_on, self.count = threading.Event(), threading.Event(), 0
+
+    def wait(self) -> None:
+        self.count += 1
+        self.begun.set()
+        assert self.goes_on.wait(60)
+
+
+@contextmanager
+def held_at_next_pass(model: TransformersModel) -> Iterator[HeldPass]:
+    """Stops a model at the beginning of its next pass; leaving it lets the model go on."""
+    held, executor = HeldPass(), model._runner.executor
+    run = executor.run
+
+    def wait_and_run(*arguments: Any) -> Tensor:
+        held.wait()
+        return run(*arguments)
+
+    with patch.object(executor, "run", wait_and_run):
+        try:
+            yield held
+        finally:
+            held.goes_on.set()
 
 
 def text(seed: int, count: int, vocabulary: int = 1024) -> list[int]:

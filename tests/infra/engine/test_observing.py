@@ -31,7 +31,7 @@ from infra.engine.scheduler import Slice
 from infra.engine.watching import Layers
 from tests.infra.engine import small_models
 from tests.infra.engine.asking import request, score, steps, tokens_of
-from tests.infra.engine.bench import ROOT, Bench, Feeding, text
+from tests.infra.engine.bench import ROOT, Bench, Feeding, held_at_next_pass, text
 
 STRATEGIES: Final = ("strict", "onednn", "tile", "cuda")
 TOKENS: Final = text(0, 150)
@@ -513,7 +513,7 @@ async def test_streams_go_on_between_parts_of_a_projection(
     assert logits.shape == (1200, tiny.vocabulary_size)
     noted = executor.watch()
     stream = asyncio.create_task(steps(tiny, request(prompt, count)))
-    while not any(rows == 0 for rows in noted):  # noqa: ASYNC110 - the engine is another thread
+    while 0 not in noted:  # noqa: ASYNC110 - the engine is another thread
         await asyncio.sleep(0.001)
     beside = await asyncio.gather(*(tiny.project(hidden) for _ in range(2)))
     assert tokens_of(await stream) == tokens_of(expected)
@@ -564,13 +564,16 @@ async def test_one_who_waits_no_more_ends_the_work_and_frees_its_blocks(
 ) -> None:
     await tiny.forget()
     look = Look(tokens=tuple(map(TokenId, text(51, 900))), residual=frozenset({0}))
-    task = asyncio.create_task(tiny.observe(look))
-    while not tiny.counters().blocks_held:  # noqa: ASYNC110 - the engine is another thread
-        await asyncio.sleep(0)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    await tiny.forget()
+    with held_at_next_pass(tiny) as held:
+        task = asyncio.create_task(tiny.observe(look))
+        assert await asyncio.to_thread(held.begun.wait, 60)
+        assert tiny.counters().blocks_held
+        task.cancel()
+        await asyncio.wait((task,))
+        held.goes_on.set()
+        await tiny.forget()
+    assert task.cancelled()
+    assert held.count == 1
     counters = tiny.counters()
     assert (counters.blocks_held, counters.sequences) == (0, 0)
 

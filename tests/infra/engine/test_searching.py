@@ -30,7 +30,7 @@ from infra.engine.scheduler import Slice
 from infra.engine.searching import Search, candidates
 from tests.infra.engine import small_models
 from tests.infra.engine.asking import request, steps
-from tests.infra.engine.bench import ROOT, Bench, text
+from tests.infra.engine.bench import ROOT, Bench, held_at_next_pass, text
 from tests.infra.engine.small_models import CACHER_TINY, EVERY_VOCABULARY
 
 NEAR: Final = 1e-4
@@ -381,13 +381,16 @@ def test_a_search_may_be_given_up_at_any_step_and_leaves_no_block_held(desk: Des
 
 
 async def test_cancelling_a_search_frees_its_memory(tiny: TransformersModel) -> None:
-    task = asyncio.ensure_future(tiny.search(asking(text(6, 50), 120)))
-    while not tiny.counters().blocks_held:  # noqa: ASYNC110 - the engine is another thread
-        await asyncio.sleep(0.001)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    await tiny.forget()
+    with held_at_next_pass(tiny) as held:
+        task = asyncio.ensure_future(tiny.search(asking(text(6, 50), 120)))
+        assert await asyncio.to_thread(held.begun.wait, 60)
+        assert tiny.counters().blocks_held
+        task.cancel()
+        await asyncio.wait((task,))
+        held.goes_on.set()
+        await tiny.forget()
+    assert task.cancelled()
+    assert held.count == 1
     assert (tiny.counters().blocks_held, tiny.counters().sequences) == (0, 0)
 
 
