@@ -32,7 +32,7 @@ from infra.engine.fingerprint import device_name
 from infra.engine.forward import Shape, Unsupported
 from infra.engine.kv_store import Geometry
 from infra.engine.language_model import SHORT_TEXT_LENGTH, EngineOptions
-from infra.engine.modules import ModuleStrategy, replace_linears
+from infra.engine.modules.strategy import ModuleStrategy, replace_linears
 from infra.engine.probe import ROUNDING, USE_ANOTHER
 from infra.engine.strategies import known
 from infra.engine.waiting import done_by

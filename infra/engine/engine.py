@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import torch
 
-from infra.engine.jobs import Job
-from infra.engine.recorder import Recorder
+from infra.engine.jobs.job import Job
 from infra.engine.runner import Runner
+from infra.engine.sampling.recorder import Recorder
 
 logger = logging.getLogger(__name__)
 

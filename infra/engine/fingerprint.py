@@ -8,10 +8,10 @@ import torch
 import transformers
 
 from domain.fingerprint import Fingerprint
-from infra.engine import sampler
 from infra.engine.blocks import BLOCK_TOKENS
 from infra.engine.forward import Prepared
 from infra.engine.probe import Finding
+from infra.engine.sampling import sampler
 
 NUMERICS_VERSION: Final = 2
 """Raised whenever our own kernels, their order or the sampler change their bits."""

@@ -22,21 +22,21 @@ from domain.work import BeamRequest, BeamsFound, GenerationRequest, Scored, Scor
 from infra.engine.analysis.cache import residence
 from infra.engine.analysis.looking import look
 from infra.engine.blocks import BLOCK_TOKENS, BlockPool, block_keys, blocks_for
-from infra.engine.comparing import largest
-from infra.engine.constraints import Constraints, Language
+from infra.engine.constraints.matching import Constraints, Language
 from infra.engine.engine import Engine
 from infra.engine.executor import Executor, prepare
 from infra.engine.fingerprint import fingerprint
 from infra.engine.forward import Prepared, Unsupported
-from infra.engine.generating import Generation
-from infra.engine.jobs import Job
+from infra.engine.jobs.generating import Generation
+from infra.engine.jobs.job import Job
+from infra.engine.jobs.observation import Observation
+from infra.engine.jobs.scoring import Scoring
+from infra.engine.jobs.searching import Search
 from infra.engine.kv_store import KVStore
-from infra.engine.observation import Observation
 from infra.engine.observing import Look, Seen
 from infra.engine.probe import check_against_plain, plain_logits, probe
 from infra.engine.runner import Runner
-from infra.engine.scoring import Scoring
-from infra.engine.searching import Search
+from infra.engine.sampling.comparing import largest
 from infra.engine.waiting import deliver_to, done_by, taken_from, worked_out
 from infra.models.loader import Loaded
 

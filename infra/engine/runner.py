@@ -7,8 +7,8 @@ from functools import partial
 from domain.errors import Refusal
 from infra.engine.blocks import BlockPool
 from infra.engine.executor import Executor
-from infra.engine.jobs import Job
-from infra.engine.observation import Gallery, Observation
+from infra.engine.jobs.job import Job
+from infra.engine.jobs.observation import Gallery, Observation
 from infra.engine.scheduler import Scheduler, Sequence, Slice
 
 logger = logging.getLogger(__name__)

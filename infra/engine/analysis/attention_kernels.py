@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from infra.engine import compiling, elementary
-from infra.engine.compiling import compiled, inlined
-from infra.engine.elementary import f64, i64, log
 from infra.engine.forward import Weighing
+from infra.engine.kernels import compiling, elementary
+from infra.engine.kernels.compiling import compiled, inlined
+from infra.engine.kernels.elementary import f64, i64, log
 from infra.engine.strict import elementwise, linear, vectors
 from infra.engine.strict.elementwise import exp, f32, tanh
 from infra.engine.strict.linear import product

@@ -16,9 +16,9 @@ from domain.errors import invalid
 from domain.ids import TokenId
 from infra.engine.analysis.next import Said, distribution
 from infra.engine.analysis.tensors import packed
-from infra.engine.comparing import divergence
 from infra.engine.observing import Edits, Look
-from infra.engine.sampler import Row
+from infra.engine.sampling.comparing import divergence
+from infra.engine.sampling.sampler import Row
 from infra.engine.waiting import worked_out
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from domain.analysis.result import Result
 from domain.analysis.tokens import Likely
 from domain.content import Fragment
 from domain.ids import TokenId
-from infra.engine import sampler
 from infra.engine.analysis.tensors import packed
 from infra.engine.observing import Look
-from infra.engine.sampler import Measures, Row
+from infra.engine.sampling import sampler
+from infra.engine.sampling.sampler import Measures, Row
 from infra.engine.waiting import worked_out
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ from domain.analysis.parameters import NextParameters
 from domain.analysis.result import Result
 from domain.config import SamplingParameters
 from domain.ids import TokenId
-from infra.engine import sampler
 from infra.engine.analysis.tensors import packed
 from infra.engine.observing import Look
-from infra.engine.processors import Processors
-from infra.engine.row_kernels import kernels
-from infra.engine.sampler import NothingLeft, Row
+from infra.engine.sampling import sampler
+from infra.engine.sampling.processors import Processors
+from infra.engine.sampling.row_kernels import kernels
+from infra.engine.sampling.sampler import NothingLeft, Row
 from infra.engine.waiting import worked_out
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from domain.analysis.cache import Statistics
-from infra.engine import compiling
-from infra.engine.compiling import compiled
-from infra.engine.elementary import f64
+from infra.engine.kernels import compiling
+from infra.engine.kernels.compiling import compiled
+from infra.engine.kernels.elementary import f64
 
 
 def statistics(vectors: NDArray[np.float32]) -> Statistics:

@@ -27,9 +27,9 @@ from transformers import AttentionInterface
 from infra.engine.blocks import BLOCK_TOKENS, blocks_for
 from infra.engine.forward import Batch, Prepared, Shape, Watch, Weighing, every_site
 from infra.engine.kv_store import KVStore
+from infra.engine.modules.watching import Ended, Layers, View
 from infra.engine.strategies import strategy
 from infra.engine.threads import threads
-from infra.engine.watching import Ended, Layers, View
 
 TILE: Final = 64
 """Rows of every product: what one matrix instruction of a recent GPU takes."""

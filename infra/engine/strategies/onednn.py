@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from infra.engine.forward import Shape, Unsupported
-from infra.engine.modules import ModuleStrategy
+from infra.engine.modules.strategy import ModuleStrategy
 from infra.engine.strategies import strategy
 from infra.engine.threads import threads
 

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from infra.engine.forward import Shape
-from infra.engine.modules import ModuleStrategy
+from infra.engine.modules.strategy import ModuleStrategy
 from infra.engine.strategies import strategy
 from infra.engine.threads import threads
 

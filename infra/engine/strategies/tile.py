@@ -5,7 +5,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from infra.engine.modules import ModuleStrategy
+from infra.engine.modules.strategy import ModuleStrategy
 from infra.engine.strategies import strategy
 from infra.engine.threads import threads
 

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from infra.engine.blocks import BLOCK_TOKENS
-from infra.engine.compiling import inlined
+from infra.engine.kernels.compiling import inlined
 from infra.engine.strict.elementwise import exp, f32, tanh
 from infra.engine.strict.linear import product
 from infra.engine.strict.vectors import (

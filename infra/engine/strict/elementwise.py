@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from infra.engine.compiling import inlined
+from infra.engine.kernels.compiling import inlined
 from infra.engine.strict.program import Code
 from infra.engine.strict.vectors import bits_of, float_of, floats, total, total_of_squares
 

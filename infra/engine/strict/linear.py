@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from infra.engine.compiling import inlined
+from infra.engine.kernels.compiling import inlined
 from infra.engine.memory import zeros
 from infra.engine.strict.vectors import LANES, WIDE, float_of, floats, halves, tile
 

@@ -17,9 +17,10 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
-from infra.engine import blocks, compiling
+from infra.engine import blocks
 from infra.engine.blocks import BLOCK_TOKENS
-from infra.engine.compiling import compiled, inlined
+from infra.engine.kernels import compiling
+from infra.engine.kernels.compiling import compiled, inlined
 from infra.engine.strict.attention import Layer, Tile, attend, divide, store
 from infra.engine.strict.elementwise import binary, f32, layer_norm, unary
 from infra.engine.strict.linear import linear

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from infra.engine.forward import Site, Unsupported, Weighing, every_site
+from infra.engine.modules.watching import Layers, View
 from infra.engine.strict.exact import rotary_buffers
-from infra.engine.watching import Layers, View
 
 TRACED: Final = "cacher-traced"
 """The attention that transformers calls while a model is traced."""

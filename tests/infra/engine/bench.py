@@ -18,7 +18,7 @@ from infra.engine.forward import Prepared
 from infra.engine.kv_store import KVStore
 from infra.engine.language_model import TransformersModel
 from infra.engine.runner import Runner
-from infra.engine.sampler import Row
+from infra.engine.sampling.sampler import Row
 from infra.engine.scheduler import Sequence
 
 ROOT: Final = bytes(32)

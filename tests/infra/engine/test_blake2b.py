@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from infra.engine import blake2b
-from infra.engine.blake2b import DIGEST_BYTES, LANES, digests
+from infra.engine.kernels import blake2b
+from infra.engine.kernels.blake2b import DIGEST_BYTES, LANES, digests
 
 
 def rows_of(length: int, count: int, seed: int = 0) -> list[NDArray[np.uint8]]:

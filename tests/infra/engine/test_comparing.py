@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from domain.errors import InvalidInput
 from domain.ids import TokenId
 from domain.work import Comparison, Reference, RowKind
-from infra.engine import comparing, sampler
-from infra.engine.sampler import Row
+from infra.engine.sampling import comparing, sampler
+from infra.engine.sampling.sampler import Row
 
 KINDS: tuple[RowKind, ...] = ("raw", "full", "top_k")
 VOCABULARY = 997

@@ -11,7 +11,7 @@ import numba
 import pytest
 
 HELPER = """
-from infra.engine.compiling import inlined
+from infra.engine.kernels.compiling import inlined
 
 @inlined
 def added(x):
@@ -19,7 +19,7 @@ def added(x):
 """
 ENTRY = """
 import helper
-from infra.engine.compiling import compiled
+from infra.engine.kernels.compiling import compiled
 
 def _run(x):
     return helper.added(x)

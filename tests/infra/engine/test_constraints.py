@@ -19,11 +19,12 @@ from domain.config import Constraint, SamplingParameters
 from domain.errors import InvalidInput
 from domain.ids import TokenId
 from domain.work import GenerationRequest, ScoreRequest
-from infra.engine import constraints as module
-from infra.engine import grammars, sampler
-from infra.engine.constraints import Constraints, Mask, Matcher
+from infra.engine.constraints import grammars
+from infra.engine.constraints import matching as module
+from infra.engine.constraints.matching import Constraints, Mask, Matcher
 from infra.engine.language_model import TransformersModel
-from infra.engine.processors import Processors
+from infra.engine.sampling import sampler
+from infra.engine.sampling.processors import Processors
 from infra.models.loader import Loaded
 from infra.models.tokenizer import Tokenizer
 from tests.infra.engine import small_models

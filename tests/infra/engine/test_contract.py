@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from infra.engine.blocks import BLOCK_TOKENS
 from infra.engine.forward import Prepared
-from infra.engine.modules import MIN_ROWS
+from infra.engine.modules.strategy import MIN_ROWS
 from infra.engine.probe import probe
 from infra.engine.strategies.onednn import PackedLinear
 from infra.engine.strategies.tile import TiledLinear

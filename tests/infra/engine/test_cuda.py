@@ -24,10 +24,10 @@ from infra.engine.engine import Engine
 from infra.engine.executor import Executor, prepare
 from infra.engine.forward import Prepared, Unsupported
 from infra.engine.kv_store import Geometry, KVStore
+from infra.engine.modules.watching import View
 from infra.engine.scheduler import Sequence, Slice
 from infra.engine.strategies import cuda
 from infra.engine.strategies.cuda import SPAN, TILE, TileForward
-from infra.engine.watching import View
 from tests.infra.engine import small_models
 from tests.infra.engine.bench import Bench, random_cuts, text
 from tests.infra.engine.small_models import CONTEXT

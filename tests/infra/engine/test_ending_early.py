@@ -13,8 +13,8 @@ from torch import Tensor
 from domain.ids import TokenId
 from infra.engine.blocks import BLOCK_TOKENS
 from infra.engine.forward import Prepared, Site, Watch
+from infra.engine.jobs.observation import Observation
 from infra.engine.language_model import TransformersModel
-from infra.engine.observation import Observation
 from infra.engine.observing import Edits, Look, Seen
 from infra.engine.scheduler import Slice
 from tests.infra.engine import small_models

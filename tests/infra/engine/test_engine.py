@@ -8,7 +8,7 @@ import pytest
 
 from infra.engine.engine import Engine
 from infra.engine.runner import Runner
-from infra.engine.sampler import Row
+from infra.engine.sampling.sampler import Row
 from infra.engine.scheduler import Sequence
 from tests.infra.engine import small_models
 from tests.infra.engine.bench import Bench, Feeding, text

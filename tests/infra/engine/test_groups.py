@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.engine.blocks import blocks_for
-from infra.engine.modules import _groups
+from infra.engine.modules.strategy import _groups
 from infra.engine.scheduler import Sequence, Slice
 
 CPU = torch.device("cpu")

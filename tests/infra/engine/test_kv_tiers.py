@@ -13,7 +13,7 @@ from infra.engine.executor import Executor
 from infra.engine.forward import Prepared
 from infra.engine.kv_store import Geometry, KVStore
 from infra.engine.runner import Runner
-from infra.engine.sampler import Row
+from infra.engine.sampling.sampler import Row
 from infra.engine.scheduler import Sequence
 from tests.infra.engine import small_models
 from tests.infra.engine.bench import Bench, Bits, Feeding, random_cuts, text

@@ -12,7 +12,7 @@ from domain.ids import TokenId
 from infra.engine.blocks import block_keys
 from infra.engine.engine import Engine
 from infra.engine.language_model import TransformersModel
-from infra.engine.sampler import digest, draw, measure
+from infra.engine.sampling.sampler import digest, draw, measure
 from tests.infra.engine import small_models
 from tests.infra.engine.asking import GREEDY, redraw, request, score, steps, tokens_of
 from tests.infra.engine.bench import text

@@ -14,10 +14,10 @@ from domain.analysis.result import Result, digest
 from domain.config import SamplingParameters, StateConfig
 from domain.errors import TooLarge
 from domain.ids import TokenId
-from infra.engine import sampler
 from infra.engine.analysis.next import Said, distribution
 from infra.engine.language_model import TransformersModel
-from infra.engine.sampler import Row
+from infra.engine.sampling import sampler
+from infra.engine.sampling.sampler import Row
 from tests.infra.engine import small_models
 from tests.infra.engine.asking import GREEDY, WARM, request, steps
 from tests.infra.engine.bench import text

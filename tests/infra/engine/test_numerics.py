@@ -18,7 +18,7 @@ from domain.errors import ModelUnavailable
 from infra.engine.blocks import BLOCK_TOKENS
 from infra.engine.engine import Engine
 from infra.engine.language_model import TransformersModel
-from infra.engine.modules import measured_query_tile
+from infra.engine.modules.strategy import measured_query_tile
 from infra.engine.strategies.onednn import OneDnnStrategy
 from tests.infra.engine import small_models
 

@@ -16,19 +16,19 @@ from transformers import OPTConfig, PretrainedConfig
 
 from domain.errors import InvalidInput, TooLarge
 from domain.ids import TokenId
-from infra.engine import sampler
 from infra.engine.blocks import BLOCK_TOKENS
 from infra.engine.executor import Executor
 from infra.engine.forward import Prepared, Unsupported, Watch, Weighing
+from infra.engine.jobs.observation import Observation
 from infra.engine.language_model import (
     MAX_PREFILL_ROWS_BESIDE_STREAMS,
     MAX_ROWS,
     TransformersModel,
 )
-from infra.engine.observation import Observation
+from infra.engine.modules.watching import Layers
 from infra.engine.observing import Edits, Look, Seen
+from infra.engine.sampling import sampler
 from infra.engine.scheduler import Slice
-from infra.engine.watching import Layers
 from tests.infra.engine import small_models
 from tests.infra.engine.asking import request, score, steps, tokens_of
 from tests.infra.engine.bench import ROOT, Bench, Feeding, held_at_next_pass, text

@@ -18,8 +18,8 @@ from transformers import (
 
 from domain.config import LogitsParameters, SamplingParameters
 from domain.ids import TokenId
-from infra.engine.processors import Processors
-from infra.engine.sampler import Row
+from infra.engine.sampling.processors import Processors
+from infra.engine.sampling.sampler import Row
 from tests.infra.engine.test_sampler import Reference, drawn, samplings, to_3_places
 
 WIDTH = 12

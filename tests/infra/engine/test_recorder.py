@@ -12,13 +12,13 @@ import pytest
 
 from domain.ids import TokenId
 from domain.work import Drawn, Redraw, Scored, ScoreRequest, Step
-from infra.engine import sampler
-from infra.engine.blake2b import LANES
-from infra.engine.constraints import Constraints
-from infra.engine.generating import Generation
-from infra.engine.recorder import Recorder, Recording
-from infra.engine.sampler import Row
-from infra.engine.scoring import Scoring
+from infra.engine.constraints.matching import Constraints
+from infra.engine.jobs.generating import Generation
+from infra.engine.jobs.scoring import Scoring
+from infra.engine.kernels.blake2b import LANES
+from infra.engine.sampling import sampler
+from infra.engine.sampling.recorder import Recorder, Recording
+from infra.engine.sampling.sampler import Row
 from infra.models.tokenizer import Tokenizer
 from tests.infra.engine import small_models
 from tests.infra.engine.asking import drawing, redraw, request, tokens_of

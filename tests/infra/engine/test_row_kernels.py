@@ -19,9 +19,10 @@ from numba.core.dispatcher import Dispatcher
 
 from domain.config import SamplingParameters
 from domain.ids import TokenId
-from infra.engine import blake2b, compiling, elementary, row_kernels, sampler
-from infra.engine.row_kernels import kernels
-from infra.engine.sampler import Draw, Row, draw, measure, uniform
+from infra.engine.kernels import blake2b, compiling, elementary
+from infra.engine.sampling import row_kernels, sampler
+from infra.engine.sampling.row_kernels import kernels
+from infra.engine.sampling.sampler import Draw, Row, draw, measure, uniform
 
 WORDS = st.integers(0, 2**64 - 1)
 ROOT = Path(__file__).parents[3]
@@ -234,7 +235,8 @@ def test_measures_are_those_of_exact_sums(
 # on any CPU
 
 PROGRAM = """
-from infra.engine import row_kernels, sampler
+from infra.engine.sampling import row_kernels
+from infra.engine.sampling import sampler
 from tests.infra.engine.test_row_kernels import chances
 compiled = row_kernels.kernels().draw
 print(sampler.golden(), chances(), "vfmadd" in "".join(compiled.inspect_asm().values()))

@@ -9,7 +9,7 @@ import torch
 from infra.engine.blocks import BLOCK_TOKENS, Copy, Move, Transfer
 from infra.engine.forward import Prepared
 from infra.engine.kv_store import Geometry, KVStore
-from infra.engine.sampler import Row
+from infra.engine.sampling.sampler import Row
 from infra.engine.scheduler import Sequence
 from tests.infra.engine import small_models
 from tests.infra.engine.bench import ROOT, Bench, Bits, text

@@ -23,8 +23,8 @@ from transformers import (
 
 from domain.config import SamplingParameters
 from domain.ids import MAX_SEED, TokenId
-from infra.engine import sampler
-from infra.engine.sampler import Row, draw, largest, measure, uniform
+from infra.engine.sampling import sampler
+from infra.engine.sampling.sampler import Row, draw, largest, measure, uniform
 
 TOLERANCE = 1e-9
 NEAR = 1e-9

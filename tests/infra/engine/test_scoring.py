@@ -15,17 +15,17 @@ from domain.beams import candidates_needed
 from domain.config import BeamParameters, Constraint, LogitsParameters, SamplingParameters
 from domain.ids import TokenId
 from domain.work import Redraw, Reference, RowKind, Scored, ScoreRequest, Step
-from infra.engine import sampler
 from infra.engine.blocks import Copy, Move, blocks_for
-from infra.engine.constraints import Constraints
+from infra.engine.constraints.matching import Constraints
 from infra.engine.forward import Prepared, Watch
-from infra.engine.generating import Generation
-from infra.engine.processors import Processors
-from infra.engine.recorder import Recorder
+from infra.engine.jobs.generating import Generation
+from infra.engine.jobs.scoring import MAX_WIDTH, Scoring
+from infra.engine.jobs.searching import candidates
+from infra.engine.jobs.text_tree import branch_off
+from infra.engine.sampling import sampler
+from infra.engine.sampling.processors import Processors
+from infra.engine.sampling.recorder import Recorder
 from infra.engine.scheduler import Slice
-from infra.engine.scoring import MAX_WIDTH, Scoring
-from infra.engine.searching import candidates
-from infra.engine.text_tree import branch_off
 from infra.models.tokenizer import Tokenizer
 from tests.infra.engine import small_models
 from tests.infra.engine.asking import request as to_generate

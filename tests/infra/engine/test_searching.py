@@ -22,12 +22,12 @@ from domain.work import BeamRequest, BeamsFound
 from infra.engine.engine import Engine
 from infra.engine.executor import Executor
 from infra.engine.forward import Prepared, Watch
+from infra.engine.jobs.searching import Search, candidates
 from infra.engine.language_model import TransformersModel
-from infra.engine.processors import Processors
-from infra.engine.recorder import Recorder
-from infra.engine.sampler import Row, digest, measure
+from infra.engine.sampling.processors import Processors
+from infra.engine.sampling.recorder import Recorder
+from infra.engine.sampling.sampler import Row, digest, measure
 from infra.engine.scheduler import Slice
-from infra.engine.searching import Search, candidates
 from tests.infra.engine import small_models
 from tests.infra.engine.asking import request, steps
 from tests.infra.engine.bench import ROOT, Bench, held_at_next_pass, text

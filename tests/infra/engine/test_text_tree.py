@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from domain.ids import TokenId
-from infra.engine.text_tree import Branch, branch_off
+from infra.engine.jobs.text_tree import Branch, branch_off
 
 Text = tuple[TokenId, ...]
 Asked = list[tuple[Text, int]]

@@ -1,9 +1,10 @@
 """Compiled work on one row of scores: the draw, the measures.
 
-Every bit is fixed by this text and that of :mod:`infra.engine.elementary`. It uses operations of
-IEEE 754 alone, each rounded once, in the order written here; a multiply-add is fused where it says
-so and nowhere else. Sums of floats go by lanes that are named here; weights are integers, whose
-sums have no order. So LLVM may use vectors of any width, and every CPU gives the same bits.
+Every bit is fixed by this text and that of :mod:`infra.engine.kernels.elementary`. It uses
+operations of IEEE 754 alone, each rounded once, in the order written here; a multiply-add is fused
+where it says so and nowhere else. Sums of floats go by lanes that are named here; weights are
+integers, whose sums have no order. So LLVM may use vectors of any width, and every CPU gives the
+same bits.
 """
 
 from collections.abc import Callable
@@ -13,9 +14,9 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from infra.engine import compiling, elementary
-from infra.engine.compiling import compiled, inlined
-from infra.engine.elementary import exp, f64, fma, i64, log, uniform
+from infra.engine.kernels import compiling, elementary
+from infra.engine.kernels.compiling import compiled, inlined
+from infra.engine.kernels.elementary import exp, f64, fma, i64, log, uniform
 
 _LANES: Final = 256
 
@@ -360,7 +361,7 @@ def _exponentials(values):  # type: ignore[no-untyped-def]
 
 
 class Kernels(NamedTuple):
-    """What is called from Python; see :mod:`infra.engine.sampler`."""
+    """What is called from Python; see :mod:`infra.engine.sampling.sampler`."""
 
     uniform: Callable[[int, int, int], float]
     draw: Callable[..., tuple[int, float]]

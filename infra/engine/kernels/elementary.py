@@ -10,7 +10,7 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from infra.engine.compiling import inlined
+from infra.engine.kernels.compiling import inlined
 
 f64, i64, u64 = np.float64, np.int64, np.uint64
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from infra.engine.forward import Site, Weighing
 from infra.engine.kv_store import KVStore, in_order
 from infra.engine.observing import Look, Seen
-from infra.engine.sampler import Row
+from infra.engine.sampling.sampler import Row
 from infra.engine.scheduler import Sequence as Text
 from infra.engine.scheduler import Slice
 

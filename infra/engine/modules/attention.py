@@ -19,8 +19,8 @@ from transformers import AttentionInterface
 from infra.engine.blocks import BLOCK_TOKENS
 from infra.engine.forward import Weighing
 from infra.engine.kv_store import KVStore
+from infra.engine.modules.watching import View
 from infra.engine.threads import threads
-from infra.engine.watching import View
 
 NAME = "cacher"
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from domain.config import BadWords, LogitsParameters
-from infra.engine.sampler import Row
+from infra.engine.sampling.sampler import Row
 
 _RULED_OUT: Final = np.float32(-np.inf)
 _OCTETS: Final[Row] = np.array(

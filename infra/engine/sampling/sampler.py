@@ -6,7 +6,7 @@ are those of transformers' ``LogitsProcessor`` classes; the draw is by inverse C
 distribution sorted by falling probability, ties by lower token id. Probabilities are in float64;
 the mass of a token is rounded to ``2**-43`` of the likeliest one's, so that sums are exact.
 
-What is computed here is the same on every CPU: see :mod:`infra.engine.row_kernels`.
+What is computed here is the same on every CPU: see :mod:`infra.engine.sampling.row_kernels`.
 """
 
 import hashlib
@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from domain.config import SamplingParameters
 from domain.ids import Seed, TokenId
-from infra.engine import blake2b
-from infra.engine.row_kernels import MAX_VOCABULARY, kernels
+from infra.engine.kernels import blake2b
+from infra.engine.sampling.row_kernels import MAX_VOCABULARY, kernels
 
 Row = NDArray[np.float32]
 

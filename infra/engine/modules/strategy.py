@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from infra.engine import attention
 from infra.engine.blocks import BLOCK_TOKENS
 from infra.engine.forward import Batch, Prepared, Shape, Watch, every_site
 from infra.engine.kv_store import KVStore
+from infra.engine.modules import attention
+from infra.engine.modules.watching import Ended, Layers, View
 from infra.engine.scheduler import Slice
-from infra.engine.watching import Ended, Layers, View
 
 MIN_ROWS: Final = 4
 """Linear layers are never called with fewer rows: BLAS libraries treat those as vectors."""

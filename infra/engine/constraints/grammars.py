@@ -17,7 +17,7 @@ import msgspec
 
 from domain.config import Constraint
 from domain.errors import InvalidInput, invalid
-from infra.engine import grammar_trial
+from infra.engine.constraints import grammar_trial
 
 MAX_BYTES: Final = 1 << 16
 

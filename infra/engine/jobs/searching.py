@@ -11,10 +11,10 @@ from domain.content import Scores
 from domain.events import Beam, BeamStep
 from domain.ids import TokenId
 from domain.work import BeamRequest, BeamsFound
-from infra.engine import sampler
-from infra.engine.processors import Processors
-from infra.engine.recorder import Recorder, Recording
-from infra.engine.sampler import Measures, Row
+from infra.engine.sampling import sampler
+from infra.engine.sampling.processors import Processors
+from infra.engine.sampling.recorder import Recorder, Recording
+from infra.engine.sampling.sampler import Measures, Row
 from infra.engine.scheduler import Scheduler
 from infra.engine.scheduler import Sequence as Text
 from infra.models.tokenizer import Tokenizer

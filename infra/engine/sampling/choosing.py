@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from domain.errors import invalid
 from domain.ids import TokenId
 from domain.work import Drawing
-from infra.engine import sampler
-from infra.engine.constraints import Constraints
-from infra.engine.processors import Processors
-from infra.engine.sampler import Draw, NothingLeft, Row
+from infra.engine.constraints.matching import Constraints
+from infra.engine.sampling import sampler
+from infra.engine.sampling.processors import Processors
+from infra.engine.sampling.sampler import Draw, NothingLeft, Row
 
 
 class Chooser:

@@ -9,12 +9,12 @@ from domain.events import FinishReason
 from domain.ids import TokenId
 from domain.stopping import Stopping
 from domain.work import GenerationRequest, Step
-from infra.engine import sampler
-from infra.engine.choosing import Chooser
-from infra.engine.constraints import Constraints
-from infra.engine.jobs import describe
-from infra.engine.recorder import Recorder, Recording
-from infra.engine.sampler import Draw, Row
+from infra.engine.constraints.matching import Constraints
+from infra.engine.jobs.job import describe
+from infra.engine.sampling import sampler
+from infra.engine.sampling.choosing import Chooser
+from infra.engine.sampling.recorder import Recorder, Recording
+from infra.engine.sampling.sampler import Draw, Row
 from infra.engine.scheduler import Sequence as Text
 from infra.models.tokenizer import Tokenizer
 

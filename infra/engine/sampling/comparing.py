@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from domain.errors import invalid
 from domain.ids import TokenId
 from domain.work import Comparison, Reference, RowKind
-from infra.engine import compiling, elementary, sampler
-from infra.engine.compiling import compiled, inlined
-from infra.engine.elementary import exp, f64, fma, log
-from infra.engine.row_kernels import MAX_VOCABULARY
-from infra.engine.sampler import Row
+from infra.engine.kernels import compiling, elementary
+from infra.engine.kernels.compiling import compiled, inlined
+from infra.engine.kernels.elementary import exp, f64, fma, log
+from infra.engine.sampling import sampler
+from infra.engine.sampling.row_kernels import MAX_VOCABULARY
+from infra.engine.sampling.sampler import Row
 
 _FARTHEST: Final = 708.0
 """Nats from which on nothing is less likely."""
@@ -116,7 +117,7 @@ def _logprobs(logits: Row, logsumexp: float) -> NDArray[np.float64]:
 def divergence(was: Row, now: Row) -> float:
     """``KL(was || now)`` (nats) of two rows of logits, over the whole vocabulary.
 
-    The same on every CPU: see :mod:`infra.engine.row_kernels`.
+    The same on every CPU: see :mod:`infra.engine.sampling.row_kernels`.
     """
     found: float = _kernel()(was, now, was.max(), now.max())
     return max(0.0, found)

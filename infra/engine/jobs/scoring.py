@@ -9,17 +9,17 @@ from domain.config import BeamParameters
 from domain.content import Scores
 from domain.ids import TokenId
 from domain.work import Comparison, Drawn, Scored, ScoreRequest
-from infra.engine import comparing, sampler
-from infra.engine.choosing import Chooser
-from infra.engine.constraints import Constraints
-from infra.engine.jobs import describe
-from infra.engine.processors import Processors
-from infra.engine.recorder import Recorder, Recording
-from infra.engine.sampler import Measures, Row
+from infra.engine.constraints.matching import Constraints
+from infra.engine.jobs.job import describe
+from infra.engine.jobs.searching import candidates
+from infra.engine.jobs.text_tree import Branch, branch_off
+from infra.engine.sampling import comparing, sampler
+from infra.engine.sampling.choosing import Chooser
+from infra.engine.sampling.processors import Processors
+from infra.engine.sampling.recorder import Recorder, Recording
+from infra.engine.sampling.sampler import Measures, Row
 from infra.engine.scheduler import Scheduler
 from infra.engine.scheduler import Sequence as Text
-from infra.engine.searching import candidates
-from infra.engine.text_tree import Branch, branch_off
 from infra.models.tokenizer import Tokenizer
 
 MAX_WIDTH: Final = 16

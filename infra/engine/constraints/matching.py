@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from domain.config import Constraint
 from domain.errors import InvalidInput
 from domain.ids import TokenId
-from infra.engine.grammar_trial import LEXER_FUEL, limits
-from infra.engine.grammars import endures_trial, explained, grammar, refused
+from infra.engine.constraints.grammar_trial import LEXER_FUEL, limits
+from infra.engine.constraints.grammars import endures_trial, explained, grammar, refused
 from infra.models.tokenizer import Tokenizer
 
 Mask = NDArray[np.int32]

@@ -9,8 +9,8 @@ from typing import Protocol
 from domain.content import Alternative
 from domain.ids import TokenId
 from domain.work import Drawing, Drawn
-from infra.engine import sampler
-from infra.engine.sampler import Draw, Measures, Row
+from infra.engine.sampling import sampler
+from infra.engine.sampling.sampler import Draw, Measures, Row
 from infra.engine.scheduler import Sequence as Text
 from infra.models.tokenizer import Tokenizer
 

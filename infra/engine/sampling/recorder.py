@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from domain.errors import Refusal
-from infra.engine import sampler
-from infra.engine.blake2b import LANES
-from infra.engine.sampler import Row
+from infra.engine.kernels.blake2b import LANES
+from infra.engine.sampling import sampler
+from infra.engine.sampling.sampler import Row
 
 logger = logging.getLogger(__name__)
 

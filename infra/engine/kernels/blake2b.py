@@ -15,8 +15,8 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from infra.engine import compiling
-from infra.engine.compiling import compiled
+from infra.engine.kernels import compiling
+from infra.engine.kernels.compiling import compiled
 
 DIGEST_BYTES: Final = 8
 

@@ -1,0 +1,1 @@
+"""What a text may become: grammars, and the tokens that they allow."""

@@ -1,0 +1,1 @@
+"""Passes through transformers' own modules."""
