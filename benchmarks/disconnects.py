@@ -7,6 +7,7 @@ from itertools import islice, pairwise
 from typing import Final
 
 from benchmarks.bench import Bench
+from benchmarks.client import TIMEOUT_S
 from benchmarks.measured import Measured, Ratio
 
 EARLY: Final = 6
@@ -51,5 +52,6 @@ def departure(bench: Bench, phase: float) -> tuple[float, float]:
     tokens.close()
     served.guest.close()
     while served.kv()["sequences"]:
+        assert time.perf_counter() - left < TIMEOUT_S, "the place was never free"
         time.sleep(_POLL_S)
     return time.perf_counter() - left, step

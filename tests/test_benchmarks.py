@@ -3,12 +3,13 @@
 import math
 import re
 from collections.abc import Iterator
-from functools import cache
+from functools import partial
 from typing import Final
 
 import msgspec
 import pytest
 
+import benchmarks.bench
 from app.settings import from_environment
 from benchmarks import scale
 from benchmarks.__main__ import PARTS, main, measure
@@ -20,6 +21,7 @@ from benchmarks.served import Served
 from benchmarks.table import as_json, cells, show
 from benchmarks.vocabulary import tokenizer
 from benchmarks.workload import GREEDY, Sizes
+from tests.forking import ForkedServer, Nursery
 
 TINY: Final = Sizes(
     shape={"n_layer": 2, "n_embd": 64, "n_head": 2, "vocab_size": 4096, "n_positions": 1024},
@@ -62,10 +64,11 @@ class OneServer(Bench):
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+def bench(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("bench"))
-        patch.setattr(scale, "started", cache(scale.started))  # a start takes seconds
+        for module in (benchmarks.bench, scale):
+            patch.setattr(module, "Server", partial(ForkedServer, nursery))
         with OneServer(TINY, threads=1, rounds=ROUNDS, rest_s=0) as made:
             yield made
 

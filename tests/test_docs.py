@@ -40,7 +40,9 @@ from domain.config import StateConfig
 from domain.events import Event
 from domain.ids import MAX_SEED, ModelId, Position, StateId, Version
 from domain.log_errors import LogError
-from tests.support import SERVE, Server, clean_environment
+from tests.forking import FAST, FastServer, Nursery
+from tests.support import Server, clean_environment
+from tests.warm_shell import WarmShell
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -124,20 +126,18 @@ class Reader:
     In a folder with the database of the server; there may be another server.
     """
 
-    def __init__(self, folder: Path, server: Server, other: Server | None = None) -> None:
+    def __init__(
+        self, folder: Path, programs: Path, server: Server, other: Server | None = None
+    ) -> None:
         self._folder = folder
         self._urls = {URL: server.url} | ({} if other is None else {OTHER_URL: other.url})
         self._names: dict[str, Any] = {}
         self._kept = folder / ".environment"
         if server.database.parent != folder:
             (folder / "cacher.db").symlink_to(server.database)
-        programs = folder / ".programs"
-        programs.mkdir()
-        program = programs / "cacher"
-        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{SERVE}" "$@"\n')
-        program.chmod(0o755)
         path = f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}"
         self._environment = clean_environment(
+            **FAST,
             PATH=path,
             PYTHONPATH=str(ROOT),
             # Our plugin as if Cacher was installed, whether it is or not.
@@ -276,21 +276,30 @@ def pattern_of(shown: str) -> str:
 ON_ANY_LOG = [page for page in PAGES if page != AUDIT]
 
 
+@pytest.fixture(scope="module")
+def programs(nursery: Nursery) -> Iterator[Path]:
+    """Where the shell of a reader finds ``cacher`` and ``python``."""
+    with WarmShell(nursery, clean_environment()) as shell:
+        yield shell.programs
+
+
 @pytest.mark.parametrize("page", ON_ANY_LOG, ids=lambda page: page.name)
 def test_the_examples_of_a_page_run_in_order_and_print_what_it_shows(
-    page: Path, tmp_path: Path, server: Server
+    page: Path, tmp_path: Path, programs: Path, server: Server
 ) -> None:
-    follow(blocks_of(page), Reader(tmp_path, server))
+    follow(blocks_of(page), Reader(tmp_path, programs, server))
 
 
-def test_the_examples_of_audit_run_in_order_on_a_log_of_their_own(tmp_path: Path) -> None:
+def test_the_examples_of_audit_run_in_order_on_a_log_of_their_own(
+    tmp_path: Path, programs: Path, nursery: Nursery
+) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     with (
-        Server(tmp_path / "cacher.db") as server,
-        Server(elsewhere / "other.db", CACHER_ERASABLE="true") as other,
+        FastServer(nursery, tmp_path / "cacher.db") as server,
+        FastServer(nursery, elsewhere / "other.db", CACHER_ERASABLE="true") as other,
     ):
-        follow(blocks_of(AUDIT), Reader(tmp_path, server, other))
+        follow(blocks_of(AUDIT), Reader(tmp_path, programs, server, other))
 
 
 def test_every_block_is_run_or_compared_or_says_why_not() -> None:
@@ -349,10 +358,12 @@ def test_a_shown_line_that_is_not_printed_is_found(shown: str, found: list[str])
     assert differences(Block("page", 1, "text", shown, None), printed) == found
 
 
-def test_an_example_that_fails_is_found_with_its_place(tmp_path: Path, server: Server) -> None:
+def test_an_example_that_fails_is_found_with_its_place(
+    tmp_path: Path, programs: Path, server: Server
+) -> None:
     page = "```bash\nA=x\n```\n\n```bash\n[ $A = x ]\ncurl -sf http://127.0.0.1:8000/nope\n```\n"
     with pytest.raises(AssertionError, match=r"page:5 exits 22"):
-        follow(blocks("page", page), Reader(tmp_path, server))
+        follow(blocks("page", page), Reader(tmp_path, programs, server))
 
 
 @cache

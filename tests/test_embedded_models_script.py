@@ -1,6 +1,7 @@
 """The embedded models: their script makes loadable folders, and the committed ones are sound."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from transformers import (
 )
 
 ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "scripts" / "train_embedded_models.py"
 COMMITTED = ROOT / "infra" / "models" / "embedded"
 TELLER, CRITIC = "cacher-tiny", "cacher-tiny-sentiment"
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -27,9 +29,12 @@ AWKWARD = "  Zoë 👩‍👩‍👧 日本語 e\u0301\u0323 \x00\x1b\r\n\t مر
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folders of a run with almost no training."""
     out = tmp_path_factory.mktemp("embedded")
-    script = ROOT / "scripts" / "train_embedded_models.py"
     sizes = ["--stories=300", "--steps=4", "--sentiment-steps=2", "--sample-tokens=5"]
-    subprocess.run([sys.executable, script, "--out", out, *sizes], check=True, timeout=120)
+    # On one thread: those of OpenMP spin, and others need their cores.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [sys.executable, SCRIPT, "--out", out, *sizes], env=environment, check=True, timeout=120
+    )
     return out
 
 

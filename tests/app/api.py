@@ -117,7 +117,14 @@ def newest(client: httpx.Client) -> Json:
 
 
 def verify(client: httpx.Client, **request: Any) -> Json:
-    report: Json = ok(client.post("/v1/replay/verify", json=request))
+    """The report of a verification, however long it takes."""
+    answer = client.post("/v1/replay/verify", json=request)
+    report: Json = ok(answer)
+    if answer.status_code == 202:
+        job = answer.headers["location"]
+        running = ("waiting", "running")
+        eventually(lambda: ok(client.get(job))["status"] not in running, timeout_s=300)
+        report = ok(client.get(job))["report"]
     return report
 
 

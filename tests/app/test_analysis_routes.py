@@ -31,8 +31,9 @@ from tests.app.api import (
     ok,
     read,
 )
-from tests.app.held import Gate, serving
+from tests.app.held import serving
 from tests.app.test_random_input import ANYTHING, NUMBERS, TEXTS
+from tests.infra.engine.bench import Gate
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::litestar.utils.deprecation.LitestarDeprecationWarning"

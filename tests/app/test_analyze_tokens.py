@@ -37,8 +37,9 @@ from tests.app.api import (
     tokens_of,
     verify,
 )
-from tests.app.held import Gate, serving
+from tests.app.held import serving
 from tests.infra.engine import small_models
+from tests.infra.engine.bench import Gate
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::litestar.utils.deprecation.LitestarDeprecationWarning"

@@ -430,7 +430,20 @@ def test_the_schema_says_that_events_can_be_followed(schema: Json, path: str) ->
     operation = schema["paths"][path]["get"]
     content = operation["responses"]["200"]["content"]
     assert set(content) == {"application/json", "text/event-stream"}
+    assert "event: recorded" in content["text/event-stream"]["schema"]["description"]
     assert "content" not in operation["responses"]["204"]
+    assert _headers_of(operation) == {"Last-Event-ID"}
+
+
+@pytest.mark.parametrize("path", ["/v1/generate/token", "/v1/generate/multi"])
+def test_the_schema_says_that_a_generation_can_be_streamed(schema: Json, path: str) -> None:
+    operation = schema["paths"][path]["post"]
+    content = operation["responses"]["200"]["content"]
+    assert set(content) == {"application/json", "text/event-stream"}
+    assert "$ref" in content["application/json"]["schema"]
+    told = content["text/event-stream"]["schema"]["description"]
+    named = ("event: token", "event: done", "event: error", "position", "logprob")
+    assert all(name in told for name in named)
     assert _headers_of(operation) == {"Last-Event-ID"}
 
 

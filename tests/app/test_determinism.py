@@ -1,26 +1,31 @@
 """The same state, parameters and seed give the same tokens, to the bit, whatever else happens."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from infra.engine.engine import Engine
 from tests.app.api import (
     OPENING,
     Json,
     assert_verified,
     create,
     events,
-    eventually,
     forward,
     generate,
     is_idle,
-    metric,
     ok,
     read,
 )
-from tests.support import Server
+from tests.app.held import serving
+from tests.infra.engine.bench import Gate
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::litestar.utils.deprecation.LitestarDeprecationWarning"
+)
 
 HOT: Json = {"temperature": 1.2, "top_p": 1.0}
 
@@ -104,30 +109,27 @@ def test_the_smallest_and_the_largest_seed_are_kept_exactly(
     assert_verified(client, state_id)
 
 
-async def test_a_generation_is_the_same_alone_and_among_sixteen_others(
-    client: httpx.Client, server: Server
-) -> None:
+async def test_a_generation_is_the_same_alone_and_among_sixteen_others(database: Path) -> None:
+    with serving(database) as (client, engine):
+        await _generates_the_same_among_others(client, engine)
+
+
+async def _generates_the_same_among_others(client: httpx.Client, engine: Engine) -> None:
     alone, among, other = (create(client)["state_id"] for _ in range(3))
     crowd = [create(client, text=f"{OPENING} {number}")["state_id"] for number in range(16)]
     generate(client, alone, 24, seed=8, **HOT)
-    async with httpx.AsyncClient(base_url=server.url, timeout=120) as tasks:
+    async with httpx.AsyncClient(base_url=client.base_url, timeout=120) as tasks:
 
         async def start(state_id: str, seed: int, count: int) -> Json:
             body = {"state_id": state_id, "max_tokens": count, "seed": seed}
             answer: Json = ok(await tasks.post("/v1/generate/token", json=body | HOT))
             return answer
 
-        running = [
-            asyncio.create_task(start(state_id, seed, 80)) for seed, state_id in enumerate(crowd)
-        ]
-        await asyncio.to_thread(eventually, lambda: metric(client, "kv_sequences") >= 8)
-        watched = asyncio.create_task(start(among, 8, 24))
-        most = 0.0
-        while not watched.done():
-            most = max(most, await asyncio.to_thread(metric, client, "kv_sequences"))
-            await asyncio.sleep(0.02)
-        await asyncio.gather(*running)
-    assert most >= 8, "it must have run among others"
+        with Gate(engine) as gate:
+            running = [start(state_id, seed, 30) for seed, state_id in enumerate(crowd)]
+            together = asyncio.gather(*running, start(among, 8, 24))
+            await gate.asked(17)
+        await together
     assert _drawn(client, among) == _drawn(client, alone)
     generate(client, other, 24, seed=9, **HOT)
     assert _drawn(client, other)["tokens"] != _drawn(client, alone)["tokens"]

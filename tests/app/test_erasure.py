@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from domain.ids import StateId
+from infra.engine.engine import Engine
 from infra.log.keyring import Keyring, key_file, prepare
 from tests.app.api import (
     LONG_TEXT,
@@ -27,7 +28,7 @@ from tests.app.api import (
     forward,
     generate,
     head,
-    is_idle,
+    metric,
     nothing_recorded,
     ok,
     read,
@@ -36,16 +37,18 @@ from tests.app.api import (
     tokens_of,
     verify,
 )
-from tests.support import Server, cacher
+from tests.app.held import held_after, serving
+from tests.forking import FastServer, Nursery
+from tests.support import Server
 
 SECRET = "The zebra owns a purple xylophone"
 
 
 @pytest.fixture(scope="module")
-def vault(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def vault(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server on an erasable log."""
     database = tmp_path_factory.mktemp("erasable") / "cacher.db"
-    with Server(database, CACHER_ERASABLE="1") as running:
+    with FastServer(nursery, database, CACHER_ERASABLE="1") as running:
         yield running
 
 
@@ -126,7 +129,7 @@ def test_an_erased_state_is_gone_from_every_answer_and_every_file(
 
 
 def test_a_log_that_is_not_erasable_holds_it_all_and_is_not_served_as_one(
-    server: Server, tmp_path: Path
+    server: Server, nursery: Nursery, tmp_path: Path
 ) -> None:
     """The control of the test before: that search finds what is there. Nothing of it is erased."""
     with server.client() as client:
@@ -138,7 +141,7 @@ def test_a_log_that_is_not_erasable_holds_it_all_and_is_not_served_as_one(
         assert_problem(answer, 409, "not-erasable")
         assert read(client, state["state_id"]) == state
     copy = copied(server.database, tmp_path)
-    run = cacher("serve", CACHER_DATABASE=str(copy), CACHER_ERASABLE="1")
+    run = nursery.run("serve", CACHER_DATABASE=str(copy), CACHER_ERASABLE="1")
     assert run.returncode == 2
     assert "was not created erasable" in " ".join(run.stderr.split())
     assert "Traceback" not in run.stderr
@@ -209,20 +212,30 @@ def test_what_was_computed_from_it_is_dropped(client: httpx.Client) -> None:
     assert hot() == 0
 
 
-def test_a_generation_that_runs_is_ended_first_and_erased_too(client: httpx.Client) -> None:
+@pytest.mark.filterwarnings("ignore::litestar.utils.deprecation.LitestarDeprecationWarning")
+def test_a_generation_that_runs_is_ended_first_and_erased_too(database: Path) -> None:
+    with serving(database, erasable=True) as (client, engine):
+        _erases_what_runs(client, engine)
+
+
+def _erases_what_runs(client: httpx.Client, engine: Engine) -> None:
     state_id = create(client)["state_id"]
     child = fork(client, state_id)[0]["state_id"]
     body = {"max_tokens": 200, "top_logprobs": 20}
     asked = {"state_id": state_id, "stream": True, **body}
     with (
-        ThreadPoolExecutor(1) as pool,
+        held_after(engine, 3) as pause,
+        ThreadPoolExecutor(2) as pool,
         client.stream("POST", "/v1/generate/token", json=asked) as answer,
     ):
         sent = read_sent(answer)
         first = next(sent)
         waiting = pool.submit(generate, client, child, **body)
-        eventually(lambda: len(events(client, child)) == 2 or not is_idle(client))
-        assert erase(client, state_id, forks=True)["erased"] == [state_id, child]
+        eventually(lambda: metric(client, "requests_in_line") == 2)
+        erasing = pool.submit(erase, client, state_id, forks=True)
+        eventually(lambda: metric(client, "requests_in_line") == 3)
+        pause.goes_on.set()
+        assert erasing.result()["erased"] == [state_id, child]
         *_, done = [first, *sent]
         waiting.result()
     assert done.data["finish_reason"] == "cancelled"
@@ -387,10 +400,12 @@ def test_what_was_computed_from_it_is_dropped_before_its_key_is(
 
 
 @pytest.fixture(scope="module")
-def worn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Client, list[str]]]:
+def worn(
+    nursery: Nursery, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[httpx.Client, list[str]]]:
     """A server on a log with a state whose key is gone, its fork, two damaged ones, a good one."""
     database = tmp_path_factory.mktemp("worn") / "cacher.db"
-    with Server(database, CACHER_ERASABLE="1") as server:
+    with FastServer(nursery, database, CACHER_ERASABLE="1") as server:
         with server.client() as client:
             first = create(client, text=SECRET)["state_id"]
             ids = [first, fork(client, first)[0]["state_id"]]
@@ -468,22 +483,23 @@ def test_what_was_acknowledged_survives_a_crash_and_what_was_kept_does_too(
 
 
 def test_a_start_that_could_not_open_what_is_sealed_is_refused(
-    vault: Server, tmp_path: Path
+    vault: Server, nursery: Nursery, tmp_path: Path
 ) -> None:
     copy = copied(vault.database, tmp_path)
-    run = cacher("serve", CACHER_DATABASE=str(copy), CACHER_MODEL_NAME="cacher-tiny")
+    run = nursery.run("serve", CACHER_DATABASE=str(copy), CACHER_MODEL_NAME="cacher-tiny")
     assert run.returncode == 2
     assert f"the file of its keys is not at {copy}.keys" in " ".join(run.stderr.split())
     assert "Traceback" not in run.stderr
 
 
 def test_a_copy_without_its_keys_is_neither_equal_nor_divergent(
-    vault: Server, client: httpx.Client, tmp_path: Path
+    vault: Server, client: httpx.Client, nursery: Nursery, tmp_path: Path
 ) -> None:
     create(client)
     erase(client, create(client)["state_id"])
     copy = copied(vault.database, tmp_path)
-    run = cacher("verify", "--json", CACHER_DATABASE=str(copy), CACHER_MODEL_NAME="cacher-tiny")
+    settings = {"CACHER_DATABASE": str(copy), "CACHER_MODEL_NAME": "cacher-tiny"}
+    run = nursery.run("verify", "--json", **settings)
     report = msgspec.json.decode(run.stdout)
     assert (run.returncode, report["result"], report["divergences"]) == (2, "unverified", [])
     assert report["notes"] == ["sealed events were not re-executed: their keys are not here"]

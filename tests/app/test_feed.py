@@ -4,10 +4,9 @@ import asyncio
 import json
 import random
 import re
+import signal
 import socket
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, aclosing, closing, contextmanager
@@ -41,7 +40,8 @@ from tests.app.api import (
 )
 from tests.app.held import serving
 from tests.builders import BY, append, created, forwarded, state_id
-from tests.support import Server, clean_environment, free_port
+from tests.forking import FastServer, Nursery
+from tests.support import Server
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::litestar.utils.deprecation.LitestarDeprecationWarning"
@@ -414,7 +414,8 @@ class Slow:
         )
 
     def __enter__(self) -> "Slow":
-        assert b" 200 OK" in self._socket.recv(4096)
+        self._taken = self._socket.recv(4096)
+        assert b" 200 OK" in self._taken
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -422,7 +423,7 @@ class Slow:
 
     def rest(self, end: bytes) -> bytes:
         """What it was sent until the connection ends, or something comes."""
-        taken = bytearray()
+        taken = bytearray(self._taken)
         while end not in taken[-2 * LARGE :] and (data := self._socket.recv(1 << 20)):
             taken += data
         return bytes(taken)
@@ -438,7 +439,6 @@ def test_a_reader_that_takes_nothing_is_let_go_of(
 ) -> None:
     monkeypatch.setattr(streams, "PATIENCE_S", 0.3)
     with _small(tmp_path, COUNT, LARGE, max_queue=1) as client, Slow(client) as slow:
-        assert _is_full(client)
         eventually(lambda: not _is_full(client))
         taken = slow.rest(NEVER)
         assert b"event: recorded" in taken
@@ -571,39 +571,35 @@ async def test_a_reader_that_leaves_takes_the_page_from_nobody(tmp_path: Path) -
 # the end of the server
 
 
-def _start(how: str, database: Path, port: int) -> subprocess.Popen[bytes]:
-    commands = {
-        "cacher serve": ["-c", "from app.cli import main; main(['serve'])"],
-        "uvicorn": ["-m", "uvicorn", "app.main:app", "--port", str(port), "--log-level", "error"],
-    }
-    settings = {"MODEL_NAME": "cacher-tiny", "DATABASE": str(database), "PORT": str(port)}
-    environment = {f"CACHER_{name}": value for name, value in settings.items()}
-    return subprocess.Popen(
-        [sys.executable, *commands[how]],
-        env=clean_environment(**environment, CACHER_LOG_LEVEL="error"),
-        stderr=subprocess.PIPE,
-    )
+COMMANDS = {
+    "cacher serve": ["cacher", "serve"],
+    "uvicorn": ["uvicorn", "app.main:app", "--log-level", "error", "--port"],
+}
 
 
-@pytest.mark.parametrize("how", ["cacher serve", "uvicorn"])
-def test_a_server_that_stops_ends_its_feeds_in_an_orderly_way(tmp_path: Path, how: str) -> None:
-    database, port = tmp_path / "cacher.db", free_port()
+@pytest.mark.parametrize("how", COMMANDS)
+def test_a_server_that_stops_ends_its_feeds_in_an_orderly_way(
+    nursery: Nursery, tmp_path: Path, how: str
+) -> None:
+    database, errors = tmp_path / "cacher.db", tmp_path / "errors"
     asyncio.run(_fill(database, 3, 3))
-    process = _start(how, database, port)
+    server = FastServer(nursery, database, CACHER_LOG_LEVEL="error")
+    command = COMMANDS[how] + ([str(server.port)] if how == "uvicorn" else [])
+    process = nursery.fork(command, server.environment, errors=errors)
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        with server.client() as client:
             eventually(lambda: _answers(client))
             path = f"/v1/states/{state_id()}/events"
             with _following(client) as whole, _following(client, path, after="head") as own:
                 _recorded(whole, 3)
-                process.terminate()
+                process.send_signal(signal.SIGTERM)
                 # A body that was cut off, as that of a feed that does not end by itself would be
                 # after ten seconds or never, is an error of the client's.
                 assert [one.name for one in [*whole, *own] if not one.name.startswith(":")] == []
-        _, written = process.communicate(timeout=60)
-        assert process.returncode in (0, -15)
+        assert process.wait() in (0, -signal.SIGTERM)
     finally:
-        process.kill()
+        process.send_signal(signal.SIGKILL)
+    written = errors.read_bytes()
     assert b"Cancel" not in written
     assert b"Traceback" not in written
 

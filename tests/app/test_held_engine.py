@@ -25,7 +25,8 @@ from tests.app.api import (
     ok,
     read,
 )
-from tests.app.held import Gate, serving
+from tests.app.held import serving
+from tests.infra.engine.bench import Gate
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::litestar.utils.deprecation.LitestarDeprecationWarning"

@@ -3,13 +3,14 @@
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
 
 from tests.app.api import (
-    Json,
+    Sent,
     assert_problem,
     create,
     events,
@@ -22,7 +23,14 @@ from tests.app.api import (
     ok,
     read_sent,
 )
+from tests.app.held import held_after, serving
+from tests.forking import ForkedServer, Nursery
+from tests.infra.engine.bench import HeldPass
 from tests.support import Server
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::litestar.utils.deprecation.LitestarDeprecationWarning"
+)
 
 KEYS = ("first-secret-key", "second-secret-key")
 CLOSED = (
@@ -40,16 +48,15 @@ CLOSED = (
 
 
 @pytest.fixture(scope="module")
-def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Two keys, two places in the queue, and gpt2, which is not on this machine's disk."""
+def closed(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Two keys, two places in the queue, and gpt2, which no nursery has on its disk."""
     folder = tmp_path_factory.mktemp("closed")
     settings = {
         "CACHER_MODEL_NAME": "gpt2",
         "CACHER_API_KEYS": ", ".join(KEYS),
         "CACHER_MAX_QUEUE": "2",
-        "HF_HOME": str(folder / "hub"),
     }
-    with Server(folder / "cacher.db", **settings) as running:
+    with ForkedServer(nursery, folder / "cacher.db", **settings) as running:
         yield running
 
 
@@ -102,6 +109,12 @@ def test_a_wrong_key_is_refused(
     answer = stranger.request(method, path, headers=headers)
     assert_problem(answer, 403, "key-not-accepted")
     assert all(key not in answer.text for key in KEYS)
+
+
+def test_without_a_key_nothing_is_said_of_parameters(stranger: httpx.Client) -> None:
+    assert_problem(stranger.get("/v1/states?nonsense=1"), 401, "key-missing")
+    answer = stranger.get("/v1/states?nonsense=1", headers={"X-API-Key": KEYS[0]})
+    assert_problem(answer, 400, "invalid-input", "nonsense")
 
 
 def test_a_refused_request_records_nothing(stranger: httpx.Client, friend: httpx.Client) -> None:
@@ -160,22 +173,33 @@ def test_a_default_model_that_cannot_be_had_is_a_problem_that_says_what_would_wo
     assert ok(friend.get(f"/v1/states/{_tiny(friend)}"))["model_id"] == "cacher-tiny"
 
 
+class Streaming(NamedTuple):
+    """A server with two places, one of which a stream has until the engine goes on."""
+
+    client: httpx.Client
+    state_id: str
+    pause: HeldPass
+    rest: Iterator[Sent]
+
+
 @pytest.fixture
-def streaming(friend: httpx.Client) -> Iterator[Json]:
-    """A stream that has begun: it holds one of the two places."""
-    state_id = _tiny(friend)
-    body = {"state_id": state_id, "max_tokens": 200, "top_logprobs": 20, "stream": True}
-    with friend.stream("POST", "/v1/generate/token", json=body) as answer:
-        stream = read_sent(answer)
-        next(stream)
-        yield {"state_id": state_id, "rest": stream}
-    eventually(lambda: is_idle(friend))
+def streaming(database: Path) -> Iterator[Streaming]:
+    with serving(database, max_queue=2) as (client, engine):
+        state_id = _tiny(client)
+        body = {"state_id": state_id, "max_tokens": 20, "stream": True}
+        with (
+            held_after(engine, 2) as pause,
+            client.stream("POST", "/v1/generate/token", json=body) as answer,
+        ):
+            stream = read_sent(answer)
+            next(stream)
+            yield Streaming(client, state_id, pause, stream)
+        eventually(lambda: is_idle(client))
 
 
-def test_a_full_queue_refuses_more_and_says_when_to_come_again(
-    friend: httpx.Client, streaming: Json
-) -> None:
-    state_id, others = streaming["state_id"], _tiny(friend)
+def test_a_full_queue_refuses_more_and_says_when_to_come_again(streaming: Streaming) -> None:
+    friend, state_id, pause, rest = streaming
+    others = _tiny(friend)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(forward, friend, state_id)
         eventually(lambda: metric(friend, "requests_in_line") == 2)
@@ -186,21 +210,24 @@ def test_a_full_queue_refuses_more_and_says_when_to_come_again(
             assert problem["limit"] == 2
             assert int(answer.headers["retry-after"]) >= 1
         assert len(events(friend, others)) == 1
-        assert list(streaming["rest"])[-1].name == "done"
+        pause.goes_on.set()
+        assert list(rest)[-1].name == "done"
         assert waiting.result()["version"] == 3
     assert forward(friend, others)["version"] == 2
 
 
 def test_a_request_with_an_idempotency_key_takes_one_place_in_the_queue(
-    friend: httpx.Client, streaming: Json
+    streaming: Streaming,
 ) -> None:
+    friend, _, pause, rest = streaming
     state_id = _tiny(friend)
     assert metric(friend, "requests_in_line") == 1
-    answer = friend.post(
-        "/v1/forward",
-        json={"state_id": state_id, "text": "a"},
-        headers={"Idempotency-Key": f"one-place-{state_id}"},
-    )
-    assert answer.status_code == 200
-    assert list(streaming["rest"])[-1].name == "done"
+    body = {"state_id": state_id, "text": "a"}
+    headers = {"Idempotency-Key": f"one-place-{state_id}"}
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(friend.post, "/v1/forward", json=body, headers=headers)
+        eventually(lambda: metric(friend, "requests_in_line") == 2)
+        pause.goes_on.set()
+        assert answer.result().status_code == 200
+    assert list(rest)[-1].name == "done"
     assert generate(friend, state_id, 2)["version"] == 3

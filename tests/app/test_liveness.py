@@ -4,13 +4,14 @@ import asyncio
 import json
 import random
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
 
+from infra.engine.engine import Engine
 from tests.app.api import (
     LONG_TEXT,
     OPENING,
@@ -23,13 +24,19 @@ from tests.app.api import (
     forward,
     generate,
     is_idle,
+    metric,
     ok,
     read,
     read_sent,
     tokens_of,
     verify,
 )
+from tests.app.held import held_after, serving
 from tests.support import Server
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::litestar.utils.deprecation.LitestarDeprecationWarning"
+)
 
 LONG: Json = {"max_tokens": 200, "top_logprobs": 20}
 """A generation that takes a while: it ends with its story, after more than a hundred tokens."""
@@ -43,20 +50,27 @@ def _prefill(state_id: str) -> tuple[str, Json]:
     return "/v1/forward", {"state_id": state_id, "text": f"{state_id}{LONG_TEXT * 5}"}
 
 
+@pytest.fixture(scope="module")
+def held(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Client, Engine]]:
+    """A server whose engine can be held."""
+    with serving(tmp_path_factory.mktemp("held") / "cacher.db") as running:
+        yield running
+
+
 @pytest.mark.parametrize("work", [_generation, _prefill], ids=["generation", "prefill"])
 async def test_health_answers_while_the_model_works(
-    client: httpx.Client, server: Server, work: Callable[[str], tuple[str, Json]]
+    held: tuple[httpx.Client, Engine], work: Callable[[str], tuple[str, Json]]
 ) -> None:
+    client, engine = held
     requests = [work(create(client)["state_id"]) for _ in range(8)]
-    async with httpx.AsyncClient(base_url=server.url, timeout=120) as tasks:
-        running = [asyncio.create_task(tasks.post(path, json=body)) for path, body in requests]
-        answered = 0
-        while not all(task.done() for task in running):
-            ok(await tasks.get("/health"))
-            answered += 1
-            await asyncio.sleep(0.005)
-        assert all(task.result().is_success for task in running)
-    assert answered > 10
+    async with httpx.AsyncClient(base_url=client.base_url, timeout=120) as tasks:
+        with held_after(engine, 1) as pause:
+            running = [asyncio.create_task(tasks.post(path, json=body)) for path, body in requests]
+            assert await asyncio.to_thread(pause.begun.wait, 60)
+            for _ in range(10):
+                ok(await tasks.get("/health"))
+            assert not all(task.done() for task in running)
+        assert all(answer.is_success for answer in await asyncio.gather(*running))
 
 
 def _left_after(client: httpx.Client, state_id: str, count: int, **wish: Any) -> list[int]:
@@ -68,20 +82,23 @@ def _left_after(client: httpx.Client, state_id: str, count: int, **wish: Any) ->
 
 
 @pytest.fixture(scope="module")
-def whole(client: httpx.Client) -> list[int]:
+def whole(held: tuple[httpx.Client, Engine]) -> list[int]:
     """The tokens of a stream that nobody leaves."""
+    client, _ = held
     tokens: list[int] = generate(client, create(client)["state_id"], **LONG)["token_ids"]
     return tokens
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 11, 33])
 def test_a_stream_that_is_left_records_what_was_sent_and_frees_everything(
-    client: httpx.Client, whole: list[int], count: int
+    held: tuple[httpx.Client, Engine], whole: list[int], count: int
 ) -> None:
+    client, engine = held
     state = create(client)
     state_id = state["state_id"]
-    received = _left_after(client, state_id, count)
-    eventually(lambda: read(client, state_id)["version"] == 2)
+    with held_after(engine, count):
+        received = _left_after(client, state_id, count)
+        eventually(lambda: read(client, state_id)["version"] == 2)
     eventually(lambda: is_idle(client))
     payload = events(client, state_id)[-1]["payload"]
     recorded = payload["content"]["tokens"]
@@ -145,14 +162,15 @@ def _requests(state_ids: list[str], chance: random.Random, count: int) -> list[t
 async def _cancelled(
     server: Server, requests: list[tuple[str, Json, dict[str, str]]], chance: random.Random
 ) -> int:
-    """Send requests and cancel each at a random moment; how many that cut off."""
+    """Send requests and cancel each at once or at a random moment; how many that cut off."""
     loop = asyncio.get_running_loop()
+    delays = [chance.choice((0, chance.uniform(0, 0.5))) for _ in requests]
     limits = httpx.Limits(max_connections=100)
     async with httpx.AsyncClient(base_url=server.url, timeout=120, limits=limits) as client:
         tasks = []
-        for path, body, headers in requests:
+        for delay_s, (path, body, headers) in zip(delays, requests, strict=True):
             task = asyncio.create_task(client.post(path, json=body, headers=headers))
-            loop.call_later(chance.uniform(0, 0.5), task.cancel)
+            loop.call_later(delay_s, task.cancel)
             tasks.append(task)
         results = await asyncio.gather(*tasks, return_exceptions=True)
     assert all(isinstance(r, httpx.Response | asyncio.CancelledError) for r in results), results
@@ -202,13 +220,21 @@ async def test_a_cancelled_request_was_carried_out_wholly_or_not_at_all_and_can_
     assert len(events(client, state_id)) == 1 + len(requests)
 
 
-def test_deleting_a_state_ends_its_stream(client: httpx.Client) -> None:
+def test_deleting_a_state_ends_its_stream(held: tuple[httpx.Client, Engine]) -> None:
+    client, engine = held
     state_id = create(client)["state_id"]
     body = {"state_id": state_id, "stream": True, **LONG}
-    with client.stream("POST", "/v1/generate/token", json=body) as answer:
+    with (
+        held_after(engine, 3) as pause,
+        ThreadPoolExecutor(1) as pool,
+        client.stream("POST", "/v1/generate/token", json=body) as answer,
+    ):
         stream = read_sent(answer)
         first = next(stream)
-        assert client.delete(f"/v1/states/{state_id}").status_code == 200
+        deleting = pool.submit(client.delete, f"/v1/states/{state_id}")
+        eventually(lambda: metric(client, "requests_in_line") == 2)
+        pause.goes_on.set()
+        assert deleting.result().status_code == 200
         *tokens, done = [first, *stream]
     assert done.name == "done"
     assert (done.data["finished"], done.data["finish_reason"]) == (True, "cancelled")
@@ -219,12 +245,18 @@ def test_deleting_a_state_ends_its_stream(client: httpx.Client) -> None:
     eventually(lambda: is_idle(client))
 
 
-def test_deleting_a_state_ends_the_generation_that_someone_waits_for(client: httpx.Client) -> None:
+def test_deleting_a_state_ends_the_generation_that_someone_waits_for(
+    held: tuple[httpx.Client, Engine],
+) -> None:
+    client, engine = held
     state_id = create(client)["state_id"]
-    with ThreadPoolExecutor(1) as pool:
+    with held_after(engine, 3) as pause, ThreadPoolExecutor(2) as pool:
         waiting = pool.submit(generate, client, state_id, **LONG)
-        eventually(lambda: not is_idle(client))
-        assert client.delete(f"/v1/states/{state_id}").status_code == 200
+        assert pause.begun.wait(60)
+        deleting = pool.submit(client.delete, f"/v1/states/{state_id}")
+        eventually(lambda: metric(client, "requests_in_line") == 2)
+        pause.goes_on.set()
+        assert deleting.result().status_code == 200
         answer = waiting.result()
     assert answer["finish_reason"] == "cancelled"
     assert len(events(client, state_id)) == 3

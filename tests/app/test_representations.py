@@ -7,6 +7,7 @@ import struct
 import tracemalloc
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import safetensors.torch
@@ -25,7 +26,9 @@ from app.turns import Turns
 from domain.analysis.extent import Extent
 from domain.analysis.parameters import NextParameters
 from domain.analysis.result import ITEM_BYTES, Dtype, Result, Tensor
+from domain.analysis.tokens import Likely, TokenFacts, TokensFacts
 from domain.errors import InvalidInput, QueueFull, ResultTooLarge
+from domain.ids import TokenId
 from tests.app.api import Json
 from tests.builders import created, live
 
@@ -266,6 +269,32 @@ async def test_safetensors_say_whose_they_are_and_of_what() -> None:
         "logits.range": "[0, 0]",
     }
     assert (await sent(SAFETENSORS, one))[0] == file
+
+
+async def test_many_facts_are_encoded_token_by_token_and_come_to_the_same() -> None:
+    tokens = [
+        TokenFacts(
+            position=place,
+            token_id=TokenId(place),
+            text='"\N{BEAR FACE}\n',
+            logprob=-1.5,
+            surprisal=1.5,
+            rank=0,
+            entropy=2.0,
+            top=(Likely(token_id=TokenId(7), text="a", bytes=(195,), logprob=-0.1),) * 20,
+        )
+        for place in range(200)
+    ]
+    facts = TokensFacts(start=0, end=200, tokens=tuple(tokens), perplexity=4.5)
+    one = msgspec.structs.replace(found(), result=Result(facts=facts))
+    whole = msgspec.json.encode(facts)
+    pieces = list(nested.parts(one))
+    assert max(map(len, pieces)) < len(whole) / 100
+    assert json.loads(whole).items() <= as_json(one).items()
+    size, parts = files.safetensors(one)
+    file = b"".join(parts)
+    assert len(file) == size
+    assert json.loads(file[8:])["__metadata__"]["facts"] == whole.decode()
 
 
 async def test_npy_says_in_a_header_what_it_holds() -> None:

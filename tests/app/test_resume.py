@@ -46,8 +46,9 @@ from tests.app.api import (
     sent,
     tokens_of,
 )
-from tests.app.held import Gate, serving
-from tests.end_to_end.forking import FastServer, Nursery
+from tests.app.held import asked, held_after, serving
+from tests.forking import FastServer, Nursery
+from tests.infra.engine.bench import Gate
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::litestar.utils.deprecation.LitestarDeprecationWarning"
@@ -336,11 +337,9 @@ class Cut(NamedTuple):
 def leave(held: Held, state_id: str, count: int = 3, path: str = TOKEN, **wish: Any) -> Cut:
     """Read some tokens of a stream, then leave it while the engine is held."""
     cut = Cut(path, {"state_id": state_id, **LONG, **wish}, uuid.uuid4().hex, [])
-    with cut.stream(held.client) as answer:
-        cut.received.extend(islice(read_sent(answer), count))
-        gate = Gate(held.engine)
-        gate.reach()
-    with gate:
+    with held_after(held.engine, count + 1):
+        with cut.stream(held.client) as answer:
+            cut.received.extend(islice(read_sent(answer), count))
         eventually(lambda: metric(held.client, "requests_in_line") == 0)
     eventually(lambda: is_idle(held.client))
     return cut
@@ -428,8 +427,8 @@ def test_a_client_that_left_before_the_first_token_gets_the_whole_stream(
     cut = Cut(TOKEN, body, uuid.uuid4().hex, [])
     with Gate(held.engine) as gate:
         gate.reach()
-        with pytest.raises(httpx.ReadTimeout):
-            held.client.post(TOKEN, json=body, headers={"Idempotency-Key": cut.key}, timeout=0.5)
+        with asked(held.client, TOKEN, body, **{"Idempotency-Key": cut.key}):
+            pass
         eventually(lambda: metric(held.client, "requests_in_line") == 0)
     assert read(held.client, state_id)["version"] == 1
     *tokens, done = cut.resume(held.client)
@@ -560,9 +559,9 @@ class Killed(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killed]:
+def killed(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killed]:
     database = tmp_path_factory.mktemp("killed") / "cacher.db"
-    with Nursery() as nursery, FastServer(nursery, database) as server:
+    with FastServer(nursery, database) as server:
         with server.client() as client:
             parent = create(client, text=OPENING + LONG_TEXT)["state_id"]
             before = answers_of(client, parent)

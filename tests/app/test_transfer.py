@@ -40,7 +40,7 @@ from tests.app.api import (
 )
 from tests.builders import created, forwarded, state_id
 from tests.domain.exporting import chained, ended, forked, lines_of_log, lines_of_states
-from tests.support import Server
+from tests.forking import FastServer, Nursery
 
 GZIP = {"Content-Type": "application/gzip"}
 MAX_IMPORT_BYTES = 200_000
@@ -48,15 +48,14 @@ SAMPLED = {"temperature": 1.5, "seed": 11}
 
 
 @pytest.fixture(scope="module")
-def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+def elsewhere(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """Another server, with a log of its own, that takes in files of a certain size."""
     database = tmp_path_factory.mktemp("elsewhere") / "cacher.db"
     settings = {
         "CACHER_MAX_IMPORT_BYTES": str(MAX_IMPORT_BYTES),
         "CACHER_MAX_BODY_BYTES": "1024",
-        "CACHER_THREADS": "1",
     }
-    with Server(database, **settings) as running, running.client() as connected:
+    with FastServer(nursery, database, **settings) as running, running.client() as connected:
         yield connected
 
 
@@ -244,12 +243,12 @@ def damage(database: Path, position: int) -> None:
 
 
 def test_an_export_of_damaged_events_begins_as_a_problem_or_is_cut_off_with_a_line_in_the_log(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    nursery: Nursery, tmp_path: Path
 ) -> None:
-    database, name = tmp_path / "cacher.db", state_id(0)
+    database, errors, name = tmp_path / "cacher.db", tmp_path / "errors", state_id(0)
     rows = chained((0, created()), *((0, forwarded(3 + n)) for n in range(700)))
     restore(Reading(ended(lines_of_log(rows, {}))), database)
-    with Server(database, CACHER_THREADS="1") as server, server.client() as client:
+    with FastServer(nursery, database, errors) as server, server.client() as client:
         damage(database, 600)
         with client.stream("GET", f"/v1/states/{name}/export") as answer:
             assert answer.status_code == 200
@@ -257,7 +256,7 @@ def test_an_export_of_damaged_events_begins_as_a_problem_or_is_cut_off_with_a_li
                 answer.read()
         damage(database, 2)
         assert_problem(client.get(f"/v1/states/{name}/export"), 503, "log-damaged")
-    logged = capfd.readouterr().err
+    logged = errors.read_text()
     assert logged.count("an export was cut off: position 600: not a known event") == 1
     begun, _, _ = logged.partition("the log is damaged")
     assert "Traceback" not in begun

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain.analysis.result import Result, Tensor, digest
-from domain.canonical import as_json
+from domain.canonical import as_json, members
 from tests.builders import created, fragment
 
 SCALARS: Final = (
@@ -44,6 +44,39 @@ def test_keys_that_are_numbers_are_found_wherever_they_are() -> None:
 def test_what_json_cannot_hold_is_refused(value: Any) -> None:
     with pytest.raises((TypeError, UnicodeEncodeError)):
         as_json(value)
+
+
+class Told(msgspec.Struct, frozen=True):
+    """Something told of a place."""
+
+    place: int
+    more: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET
+
+
+TOLD: Final = st.builds(Told, st.integers(0, 9), st.just(msgspec.UNSET) | st.just((1, 2)))
+ROWS: Final = st.lists(TOLD, max_size=3).map(tuple)
+FIELDS: Final = st.dictionaries(
+    st.text(max_size=3),
+    SCALARS | ROWS | st.lists(ROWS, max_size=3).map(tuple) | nested(SCALARS),
+    max_size=4,
+)
+
+
+@given(FIELDS)
+def test_members_piece_by_piece_are_those_of_the_whole_object(fields: dict[str, Any]) -> None:
+    in_order = b"".join(members(dict(sorted(fields.items())), lambda one: as_json(one).encode()))
+    assert "{" + in_order.decode() + "}" == as_json(fields)
+    assert (
+        b"".join(members({**fields, "left out": msgspec.UNSET}, msgspec.json.encode))
+        == (msgspec.json.encode(fields)[1:-1])
+    )
+
+
+def test_no_piece_holds_more_than_one_struct() -> None:
+    rows = tuple(tuple(Told(place, (row,)) for place in range(4)) for row in range(3))
+    pieces = list(members({"a": 1, "rows": rows}, msgspec.json.encode))
+    assert sum(b"place" in piece for piece in pieces) == 12
+    assert all(piece.count(b"place") <= 1 for piece in pieces)
 
 
 class Facts(msgspec.Struct, frozen=True):

@@ -69,7 +69,7 @@ def verified(client: httpx.Client) -> Json:
     answer = client.post("/v1/replay/verify", json={"all": True})
     found: Json = answer.raise_for_status().json()
     while answer.status_code == 202 and found["status"] in ("waiting", "running"):
-        time.sleep(0.5)
+        time.sleep(0.05)
         found = client.get(answer.headers["Location"]).raise_for_status().json()
     report: Json = found["report"] if answer.status_code == 202 else found
     return report

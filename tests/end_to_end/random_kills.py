@@ -26,8 +26,8 @@ from tests.end_to_end.clients import (
     Shared,
     streamed,
 )
-from tests.end_to_end.forking import FastServer, Nursery
 from tests.faults.whole import check_whole
+from tests.forking import FastServer, Nursery
 
 CLIENTS = 8
 MOST_BETWEEN_KILLS = 40

@@ -36,7 +36,10 @@ from tests.end_to_end.faults import Plant, column, other_hex, put
 from tests.end_to_end.tampering import set_column, tampering
 from tests.end_to_end.test_verify import SETTINGS, begin, call, draw
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.usefixtures("models_kept"),
+]
 
 
 class Looked(NamedTuple):
@@ -52,7 +55,7 @@ class Looked(NamedTuple):
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def models() -> AsyncIterator[Models]:
+async def models(models_kept: None) -> AsyncIterator[Models]:
     async with open_models(SETTINGS) as store:
         yield store
 

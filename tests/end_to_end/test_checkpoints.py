@@ -26,7 +26,7 @@ from domain.merkle import (
 from infra.log.sqlite_reader import SqliteReader
 from infra.signing import verify_note
 from tests.app.api import Json, create, forward, generate, ok
-from tests.end_to_end.forking import FastServer, Nursery
+from tests.forking import FastServer, Nursery
 from tests.support import Server, clean_environment
 
 

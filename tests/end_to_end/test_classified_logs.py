@@ -31,7 +31,10 @@ from tests.end_to_end.faults import Plant, put
 from tests.end_to_end.tampering import edit, read, rehash_chain, set_column
 from tests.end_to_end.test_verify import SETTINGS, call
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.usefixtures("models_kept"),
+]
 
 CREATED, FORWARDED, CLASSIFIED, ANOTHER_TEXT, _, LABELLED = range(1, 7)
 """Positions in the log."""
@@ -40,7 +43,7 @@ Planted = tuple[int, Plant, str]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def models() -> AsyncIterator[Models]:
+async def models(models_kept: None) -> AsyncIterator[Models]:
     async with open_models(SETTINGS) as store:
         yield store
 

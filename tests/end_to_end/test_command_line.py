@@ -24,10 +24,12 @@ from click.testing import CliRunner, Result
 from app.cli import main
 from app.cli.group import Commands
 from tests.end_to_end.calls import query
-from tests.end_to_end.forking import FAST, FastServer, Nursery
 from tests.end_to_end.tampering import edit, remove, tampering
 from tests.end_to_end.written import Log
-from tests.support import SERVE, cacher, clean_environment, free_port
+from tests.forking import FAST, FastServer, Nursery
+from tests.support import SERVE, clean_environment, free_port
+
+pytestmark = pytest.mark.usefixtures("models_kept")
 
 TINY = {"CACHER_MODEL_NAME": "cacher-tiny", **FAST}
 NEWER = "INSERT INTO schema_migrations VALUES (99, 'from the future', '', '')"
@@ -92,9 +94,9 @@ def newer(log: Log, tmp_path: Path) -> Path:
 def test_verify_works_beside_a_running_server(nursery: Nursery, log: Log, tmp_path: Path) -> None:
     shutil.copyfile(log.database, tmp_path / "served.db")
     with FastServer(nursery, tmp_path / "served.db") as server, server.client() as client:
-        assert client.post("/v1/states", json={"text": "Still in the WAL."}).status_code == 201
-        result = cacher("verify", "--database", str(server.database), "--json", **TINY)
-        assert client.post("/v1/states", json={"text": "And on it goes."}).status_code == 201
+        log.delete(client, "opened")  # still in the WAL
+        result = nursery.run("verify", "--database", server.database, "--json", **TINY)
+        log.delete(client, "greedy")
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
     assert (report["result"], report["divergences"], report["notes"]) == ("equal", [], [])
@@ -103,8 +105,10 @@ def test_verify_works_beside_a_running_server(nursery: Nursery, log: Log, tmp_pa
     assert report["tokens_recomputed"] > 0
 
 
-def test_verify_of_a_forged_log_exits_with_1_and_names_the_place(log: Log, forged: Path) -> None:
-    result = cacher("verify", "--database", str(forged), "--json", **TINY)
+def test_verify_of_a_forged_log_exits_with_1_and_names_the_place(
+    nursery: Nursery, log: Log, forged: Path
+) -> None:
+    result = nursery.run("verify", "--database", forged, "--json", **TINY)
     assert result.returncode == 1, result.stderr
     report = json.loads(result.stdout)
     position, state_id, version = log.place("generated")
@@ -396,6 +400,8 @@ def test_options_of_serve_stand_over_the_environment_and_sigterm_ends_it_in_orde
     wait_until_ready(url, process)
     models = httpx.get(f"{url}/v1/models").json()
     assert models[0]["model_id"] == "cacher-tiny"
+    state = httpx.post(f"{url}/v1/states", json={"text": "Once upon a time"}, timeout=120)
+    assert state.status_code == 201  # the model was loaded, where nothing was before
     process.send_signal(signal.SIGTERM)
     _, messages = process.communicate(timeout=60)
     assert process.returncode in (0, -signal.SIGTERM)

@@ -21,7 +21,7 @@ from tests.end_to_end.calls import (
     token_ids,
     walk_chain,
 )
-from tests.end_to_end.forking import FastServer, Nursery
+from tests.forking import FastServer, Nursery
 
 SAMPLED = {"temperature": 1.0, "top_p": 1.0}
 RECEIVED = 5
@@ -261,15 +261,15 @@ def test_a_cut_stream_is_drawn_again_only_where_the_same_tokens_must_come(
 ) -> None:
     first, second = (killed.client.create(OPENING, seed=None) for _ in range(2))
     overtaken, elsewhere = cut_streams(killed.server, first, second)
-    killed.client.post("forward", first, text="So it went on.")
-    moved_on = overtaken.ask.send(killed.client.http)
-    assert (moved_on.status_code, moved_on.json()["type"]) == (409, "/problems/version-conflict")
     killed.server.stop()
     database = killed.server.database
     with FastServer(nursery, database, CACHER_DTYPE="bfloat16") as other, other.client() as client:
         refused = elsewhere.ask.send(client)
     killed.server.start()
     assert (refused.status_code, refused.json()["type"]) == (409, "/problems/fingerprint-changed")
+    killed.client.post("forward", first, text="So it went on.")
+    moved_on = overtaken.ask.send(killed.client.http)
+    assert (moved_on.status_code, moved_on.json()["type"]) == (409, "/problems/version-conflict")
     drawn_again = events_of(elsewhere.ask.send(killed.client.http))
     assert drawn_again[: len(elsewhere.received)] == elsewhere.received
 

@@ -27,7 +27,10 @@ from tests.builders import BY, append, created
 from tests.end_to_end.calls import query
 from tests.end_to_end.written import Log
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.usefixtures("models_kept"),
+]
 
 SETTINGS: Final = Settings(model_name="cacher-tiny", threads=1, hot_cache_bytes=32 << 20)
 PLACES: Final = settings(
@@ -75,7 +78,7 @@ def flip_in(database: Path, table: str, column: str, flip: Flip) -> Any:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def models() -> AsyncIterator[Models]:
+async def models(models_kept: None) -> AsyncIterator[Models]:
     async with open_models(SETTINGS) as store:
         yield store
 

@@ -25,7 +25,10 @@ from tests.end_to_end.faults import put
 from tests.end_to_end.tampering import read, rehash_chain, set_column
 from tests.end_to_end.test_verify import SETTINGS, begin, call, draw
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.usefixtures("models_kept"),
+]
 
 NOISE = json.dumps({"sealed": base64.b64encode(bytes(64)).decode()}, separators=(",", ":"))
 ERASURE = '{"type":"state_erased"}'
@@ -44,7 +47,7 @@ Plant = Callable[[sqlite3.Connection, Small], Any]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def models() -> AsyncIterator[Models]:
+async def models(models_kept: None) -> AsyncIterator[Models]:
     async with open_models(SETTINGS) as store:
         yield store
 

@@ -8,9 +8,9 @@ import httpx
 import pytest
 
 from tests.end_to_end.calls import OPENING, Ask, events_of, token_ids, verified
-from tests.end_to_end.forking import FastServer, Nursery
 from tests.faults.vfs import needs_vfs
 from tests.faults.whole import check_whole
+from tests.forking import FastServer, Nursery
 
 pytestmark = needs_vfs
 

@@ -15,8 +15,8 @@ import pytest
 from domain.chain import COLUMNS, Head
 from domain.events import SCHEMA
 from tests.end_to_end.calls import Json, query, verified, walk_chain
-from tests.end_to_end.forking import FastServer, Nursery
 from tests.faults.whole import HALF_THERE
+from tests.forking import FastServer, Nursery
 
 DATA: Final = Path(__file__).parent / "data"
 HEADS: Final = {

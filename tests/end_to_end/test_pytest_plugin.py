@@ -36,7 +36,7 @@ def test_nothing_changed(cacher_replay):
 
 
 @pytest.fixture(scope="module")
-def imported() -> None:
+def imported(models_kept: None) -> None:
     """Everything that loading a model imports: ``pytester`` makes each run forget its imports,
     and torch does not work if some of it is imported twice."""
 
@@ -91,6 +91,7 @@ def threads_of_ours() -> set[threading.Thread]:
 # a log that is replayed
 
 
+@pytest.mark.usefixtures("models_of_its_own")
 def test_each_state_is_a_test_and_an_unchanged_model_passes(
     pytester: pytest.Pytester, folder: Path, log: Log
 ) -> None:

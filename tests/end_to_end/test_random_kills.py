@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.calls import query
-from tests.end_to_end.forking import FastServer, Nursery
 from tests.end_to_end.random_kills import TYPES, run
+from tests.forking import FastServer, Nursery
 
 
 def test_nothing_is_lost_in_three_kills(nursery: Nursery, tmp_path: Path) -> None:

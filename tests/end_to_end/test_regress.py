@@ -40,9 +40,9 @@ from infra.log.batch import as_row
 from infra.log.queries import ROWS
 from infra.log.sqlite_reader import SqliteReader
 from tests.end_to_end.calls import query
-from tests.end_to_end.forking import FAST
 from tests.end_to_end.tampering import edit, edit_blob, rehash_chain, set_column, tampering
 from tests.end_to_end.written import Log
+from tests.forking import FAST
 from tests.infra.engine import small_models
 
 SETTINGS = Settings(model_name="cacher-tiny", threads=1, hot_cache_bytes=64 << 20, max_models=4)
@@ -80,7 +80,9 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def models(perturbed: Path, copied: Path, narrow: Path) -> AsyncIterator[Models]:
+async def models(
+    models_kept: None, perturbed: Path, copied: Path, narrow: Path
+) -> AsyncIterator[Models]:
     """The model that the log was written with, and others, each loaded once."""
     settings = msgspec.structs.replace(
         SETTINGS, allowed_models=(str(perturbed), str(copied), str(narrow))
@@ -90,7 +92,7 @@ async def models(perturbed: Path, copied: Path, narrow: Path) -> AsyncIterator[M
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def coarse() -> AsyncIterator[Models]:
+async def coarse(models_kept: None) -> AsyncIterator[Models]:
     """The model with its weights in bfloat16."""
     async with open_models(msgspec.structs.replace(SETTINGS, dtype="bfloat16")) as store:
         yield store

@@ -40,7 +40,7 @@ class SlowLog(SqliteLog):
 
 
 @pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
+async def service(models_kept: None, tmp_path: Path) -> AsyncIterator[Service]:
     """A service on a slow log."""
     log = await SlowLog.open(tmp_path / "cacher.db")
     try:

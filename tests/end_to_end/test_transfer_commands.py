@@ -15,10 +15,11 @@ from app.cli import main
 from app.cli.outputs import write
 from domain.packing import Packer
 from tests.end_to_end.calls import query, walk_chain
-from tests.end_to_end.forking import FAST, FastServer, Nursery
 from tests.end_to_end.tampering import edit, tampering
 from tests.end_to_end.written import Log
-from tests.support import cacher
+from tests.forking import FAST, FastServer, Nursery
+
+pytestmark = pytest.mark.usefixtures("models_kept")
 
 TINY = {"CACHER_MODEL_NAME": "cacher-tiny", **FAST}
 EVENTS = "SELECT * FROM events ORDER BY position"
@@ -162,7 +163,7 @@ def test_export_works_beside_a_running_server_and_import_does_not(
 ) -> None:
     shutil.copyfile(log.database, tmp_path / "served.db")
     with FastServer(nursery, tmp_path / "served.db") as server, server.client() as client:
-        assert client.post("/v1/states", json={"text": "Still in the WAL."}).status_code == 201
+        log.delete(client, "opened")  # still in the WAL
         done(run("export", tmp_path / "live.gz", "--database", server.database))
         before = head_of(server.database)
         assert "another process writes" in refusal(
@@ -236,14 +237,14 @@ def test_a_whole_log_is_proven_by_any_remembered_head(log: Log, whole: Path) -> 
 
 
 def test_check_needs_nothing_but_the_files(
-    whole: Path, log: Log, state: Path, checkpoint: Path, tmp_path: Path
+    whole: Path, log: Log, state: Path, checkpoint: Path, nursery: Nursery, tmp_path: Path
 ) -> None:
     """In a process of its own, where there is neither a database nor a model."""
     nothing = {"CACHER_DATABASE": str(tmp_path / "none.db"), "CACHER_MODEL_NAME": "none"}
     remembered = {str(whole): ("--head", head_of(log.database))}
     remembered[str(state)] = ("--checkpoint", str(checkpoint))
     for file, options in remembered.items():
-        result = cacher("check", file, *options, **nothing)
+        result = nursery.run("check", file, *options, **nothing)
         assert result.returncode == 0, result.stderr
         assert result.stdout.startswith("proven: ")
     assert not (tmp_path / "none.db").exists()
@@ -290,7 +291,7 @@ def test_an_export_is_proven_by_a_checkpoint_of_another_moment_and_a_proof_betwe
     with FastServer(nursery, tmp_path / "served.db") as server, server.client() as client:
         size = client.get("/v1/audit/head").json()["size"]
         early.write_text(client.get("/v1/audit/head", params={"size": 30}).json()["checkpoint"])
-        assert client.post("/v1/states", json={"text": "One more."}).status_code == 201
+        log.delete(client, "opened")
         late.write_text(client.get("/v1/audit/head").json()["checkpoint"])
         later.write_bytes(client.get(f"/v1/states/{merged}/export").content)
 

@@ -44,13 +44,16 @@ from tests.end_to_end.tampering import (
 )
 from tests.end_to_end.written import Log
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.usefixtures("models_kept"),
+]
 
 SETTINGS = Settings(model_name="cacher-tiny", threads=1, hot_cache_bytes=32 << 20)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def models() -> AsyncIterator[Models]:
+async def models(models_kept: None) -> AsyncIterator[Models]:
     """The model that the log was written with, loaded once for all tests."""
     async with open_models(SETTINGS) as store:
         yield store
@@ -390,6 +393,7 @@ async def forged_tokens(log: Log, state_id: str, version: int) -> tuple[Any, ...
 # the KV cache
 
 
+@pytest.mark.usefixtures("models_of_its_own")
 async def test_what_was_computed_from_a_corrupted_hot_block_is_found(tmp_path: Path) -> None:
     settings = msgspec.structs.replace(SETTINGS, database=str(tmp_path / "hot.db"))
     async with open_service(settings) as service:

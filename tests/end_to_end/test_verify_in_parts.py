@@ -38,11 +38,14 @@ from tests.end_to_end.tampering import rehash_chain, set_column, tampering
 from tests.end_to_end.test_verify import SETTINGS, begin, draw
 from tests.end_to_end.written import Log
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.usefixtures("models_kept"),
+]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def models() -> AsyncIterator[Models]:
+async def models(models_kept: None) -> AsyncIterator[Models]:
     """The model that the log was written with, loaded once for all tests."""
     async with open_models(SETTINGS) as store:
         yield store

@@ -164,6 +164,10 @@ class Log(NamedTuple):
         (found,) = query(self.database, sql, self.positions[name])
         return tuple(found)
 
+    def delete(self, client: httpx.Client, name: str) -> None:
+        """Delete a state of it where it is served: one more event, which takes no model."""
+        assert client.delete(f"/v1/states/{self.place(name)[1]}").is_success
+
     def start(self, name: str) -> int:
         sql = "SELECT ifnull(json_extract(payload, '$.start'), 0) FROM events WHERE position = ?"
         return int(query(self.database, sql, self.positions[name])[0][0])

@@ -1,18 +1,20 @@
 """Runs texts through a model the way a test says, and keeps every bit that comes out."""
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager
 from dataclasses import dataclass
 from random import Random
-from typing import Any, Final
+from typing import Any, Final, Self
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
 from infra.engine.blocks import BlockPool
+from infra.engine.engine import Engine
 from infra.engine.executor import Executor
 from infra.engine.forward import Prepared
 from infra.engine.kv_store import KVStore
@@ -142,22 +144,58 @@ class Bench:
         return bits
 
 
+class Gate:
+    """Stops the engine once it has done what it was asked before; leaving it lets it go on."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._commands = engine._commands
+        self._reached, self._opened = threading.Event(), threading.Event()
+        engine.submit(self._wait)
+
+    def _wait(self) -> None:
+        self._reached.set()
+        self._opened.wait(120)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.open()
+
+    def reach(self) -> None:
+        assert self._reached.wait(60)
+
+    async def asked(self, count: int) -> None:
+        """Wait until so many commands are there that it will take together."""
+        async with asyncio.timeout(60):
+            while self._commands.qsize() < count:  # noqa: ASYNC110 - threads bring them too
+                await asyncio.sleep(0.001)
+
+    def open(self) -> None:
+        self._opened.set()
+
+
 class HeldPass:
     """A pass that has begun and waits; how many have begun in all."""
 
-    def __init__(self) -> None:
+    def __init__(self, before: int) -> None:
         self.begun, self.goes_on, self.count = threading.Event(), threading.Event(), 0
+        self._before = before
 
     def wait(self) -> None:
         self.count += 1
-        self.begun.set()
-        assert self.goes_on.wait(60)
+        if self.count > self._before:
+            self.begun.set()
+            assert self.goes_on.wait(60)
 
 
 @contextmanager
-def held_at_next_pass(model: TransformersModel) -> Iterator[HeldPass]:
-    """Stops a model at the beginning of its next pass; leaving it lets the model go on."""
-    held, executor = HeldPass(), model._runner.executor
+def held_at_next_pass(model: TransformersModel, *, before: int = 0) -> Iterator[HeldPass]:
+    """Stops a model at the beginning of its next pass, or of one with so many more ``before`` it.
+
+    Leaving it lets the model go on.
+    """
+    held, executor = HeldPass(before), model._runner.executor
     run = executor.run
 
     def wait_and_run(*arguments: Any) -> Tensor:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-import infra.engine  # noqa: F401 - sets how threads wait, before anything loads torch
 from infra.engine.engine import Engine
 from infra.engine.language_model import TransformersModel
 from tests.infra.engine import small_models

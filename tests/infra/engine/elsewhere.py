@@ -15,11 +15,15 @@ from pathlib import Path
 from random import Random
 from typing import Any, Final
 
+import numpy as np
 import torch
 from numba.core.registry import cpu_target
 from torch import Tensor
 
 from infra.engine.engine import Engine
+from infra.engine.kernels import elementary
+from infra.engine.sampling import sampler
+from infra.engine.sampling.row_kernels import kernels
 from infra.engine.strict.vectors import WIDE
 from tests.infra.engine import small_models
 from tests.infra.engine.asking import request, steps
@@ -52,8 +56,24 @@ def torch_frequencies(folder: str) -> str:
 def processor() -> dict[str, Any]:
     """What the kernels are compiled for, and what torch uses."""
     _, name, features = cpu_target.target_context.codegen().magic_tuple()
-    capability = torch.backends.cpu.get_cpu_capability()
-    return {"name": name, "features": features, "wide": WIDE, "torch": capability}
+    elementary.exp(-1.0)
+    return {
+        "name": name,
+        "features": features,
+        "wide": WIDE,
+        "fused": "vfmadd" in "".join(elementary.exp.inspect_asm().values()),
+        "torch": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def chances() -> list[str]:
+    """Digests of what is drawn, of how some rows are drawn from, and of their exponentials."""
+    weights, exponentials = hashlib.sha256(), hashlib.sha256()
+    for seed, sampling in enumerate(sampler._WAYS):
+        row = np.random.Generator(np.random.Philox(seed)).random(5000).astype(np.float32) * 16
+        weights.update(sampler.distribution(row, sampling).tobytes())
+        exponentials.update(kernels().exponentials(-row.astype(np.float64)).tobytes())
+    return [sampler.golden(), weights.hexdigest(), exponentials.hexdigest()]
 
 
 def drawn(folder: str) -> list[list[Any]]:
@@ -69,7 +89,8 @@ def drawn(folder: str) -> list[list[Any]]:
 
 
 FUNCTIONS: Final = {
-    function.__name__: function for function in (computed, torch_frequencies, processor, drawn)
+    function.__name__: function
+    for function in (computed, torch_frequencies, processor, chances, drawn)
 }
 
 

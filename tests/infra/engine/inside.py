@@ -1,8 +1,9 @@
 """Questions about the inside of a text, as tests ask them, and what transformers says to them."""
 
+import asyncio
 import functools
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,8 +19,8 @@ from infra.engine.engine import Engine
 from infra.engine.language_model import TransformersModel
 from tests.builders import config
 from tests.infra.engine import small_models
-from tests.infra.engine.asking import request
-from tests.infra.engine.bench import text
+from tests.infra.engine.asking import request, steps
+from tests.infra.engine.bench import Gate, text
 
 FAMILIES: Final = ("cacher-tiny", "gpt2", "llama", "mistral")
 """Learned positions and rotary ones, grouped heads, a window that the text is longer than."""
@@ -58,14 +59,24 @@ async def look(
 
 @asynccontextmanager
 async def streaming(model: TransformersModel, count: int = 6) -> AsyncIterator[None]:
-    """Within, texts are generated: what begins there is computed in a batch with them."""
+    """Within, texts are generated: what is asked first there is begun in one pass with them."""
     texts = [request(text(seed, 40), 120, seed=seed) for seed in range(count)]
-    async with AsyncExitStack() as stack:
-        for stream in map(model.generate, texts):
-            stack.push_async_callback(stream.aclose)
-            await anext(stream)
-        assert model.counters().sequences == count
-        yield
+    with Gate(model._engine) as gate:
+        streams = [asyncio.create_task(steps(model, each)) for each in texts]
+        await gate.asked(count)
+
+        async def begin() -> None:
+            await gate.asked(count + 1)
+            gate.open()
+
+        beginning = asyncio.create_task(begin())
+        try:
+            yield
+            await beginning
+        finally:
+            for task in (beginning, *streams):
+                task.cancel()
+            await asyncio.wait((beginning, *streams))
 
 
 def values(result: Result, name: str) -> Tensor:

@@ -27,7 +27,8 @@ from infra.engine.engine import Engine
 from infra.engine.executor import prepare
 from infra.engine.forward import Prepared, Shape, Unsupported
 from infra.engine.kv_store import Geometry, KVStore
-from infra.engine.language_model import EngineOptions, TransformersModel
+from infra.engine.language_model import TransformersModel
+from infra.engine.options import EngineOptions
 from infra.engine.strategies.onednn import OneDnnStrategy
 from infra.engine.strict.execution import Execution
 from infra.models.catalogue import source_of

@@ -17,7 +17,7 @@ from infra.engine.forward import Prepared
 from infra.engine.language_model import TransformersModel
 from tests.infra.engine import small_models
 from tests.infra.engine.asking import request, steps, tokens_of
-from tests.infra.engine.bench import Bench, text
+from tests.infra.engine.bench import Bench, Gate, text
 from tests.infra.engine.small_models import CACHER_TINY, CONTEXT
 
 ROUNDS: Final = 64
@@ -121,7 +121,10 @@ async def test_control_with_plain_kernels_a_state_depends_on_its_neighbours(
     subject = request(text(1, 75), 25, seed=11)
     alone = await steps(plain, subject)
     asked = [any_request(random) for _ in range(OTHERS)]
-    made = await together(plain, [*asked, subject], random)
+    with Gate(engine) as gate:
+        running = asyncio.gather(*(steps(plain, each) for each in [*asked, subject]))
+        await gate.asked(OTHERS + 1)
+    made = await running
     digests, among_others = (
         [step.drawn.logits_digest for step in each] for each in (alone, made[-1])
     )

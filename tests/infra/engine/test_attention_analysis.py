@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
-from random import Random
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -25,7 +24,7 @@ from infra.engine.language_model import MAX_PREFILL_ROWS_BESIDE_STREAMS, Transfo
 from tests.builders import config
 from tests.infra.engine import inside, small_models
 from tests.infra.engine.asking import request, steps, tokens_of
-from tests.infra.engine.bench import text
+from tests.infra.engine.bench import Gate, text
 from tests.infra.engine.small_models import EVERY_VOCABULARY
 
 TOKENS: Final = 3 * BLOCK_TOKENS + 9
@@ -264,15 +263,15 @@ async def test_streams_draw_the_same_tokens_while_attention_is_looked_at(
     alone = [tokens_of(await steps(llama, one)) for one in asked]
     whole = (await look(llama, layers=(0, 1))).pattern
     assert TOKENS > MAX_PREFILL_ROWS_BESIDE_STREAMS, "it takes several passes beside streams"
-    streams = [asyncio.create_task(steps(llama, one)) for one in asked]
-    random, looked = Random(0), 0
-    while not all(stream.done() for stream in streams):
-        start = random.choice((0, 0, 33, 70))
-        found = await look(llama, start=start, layers=(0, 1), private=start == 0)
+    starts = (0, 33, 70, 0)
+    looks = [look(llama, start=start, layers=(0, 1), private=start == 0) for start in starts]
+    with Gate(llama._engine) as gate:
+        streams = [asyncio.create_task(steps(llama, one)) for one in asked]
+        beside = [asyncio.create_task(each) for each in looks]
+        await gate.asked(len(streams) + len(beside))
+    for start, found in zip(starts, await asyncio.gather(*beside), strict=True):
         assert torch.equal(found.pattern, whole[:, start:])
-        looked += 1
     assert [tokens_of(await stream) for stream in streams] == alone
-    assert looked > 1
 
 
 # refusals

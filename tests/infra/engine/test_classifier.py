@@ -32,6 +32,7 @@ from infra.engine.engine import Engine
 from infra.engine.language_model import TransformersModel
 from tests.infra.engine import small_models
 from tests.infra.engine.asking import GREEDY, request, steps
+from tests.infra.engine.bench import Gate
 
 VOCABULARY: Final = """
 [PAD] [UNK] [CLS] [SEP] [MASK] the a dog was is very happy sad and not lost found his toy
@@ -213,12 +214,11 @@ async def test_the_bits_are_the_same_alone_and_beside_streams_whose_tokens_stay_
     model = classifier(folders["bert"], engine)
     tokens, asked = await tokens_of(model), request([5, 6, 7], 24, sampling=GREEDY)
     alone, text = await model.logits(tokens), await steps(tiny, asked)
-    streaming = asyncio.create_task(steps(tiny, asked))
-    beside = []
-    while not streaming.done():
-        beside += await asyncio.gather(*(model.logits(tokens) for _ in range(3)))
-    assert len(beside) > 3
-    assert set(beside) == {alone}
+    with Gate(engine) as gate:
+        streaming = asyncio.create_task(steps(tiny, asked))
+        beside = [asyncio.create_task(model.logits(tokens)) for _ in range(12)]
+        await gate.asked(13)  # a pass of the stream after each
+    assert {await each for each in beside} == {alone}
     assert await streaming == text
 
 
@@ -229,12 +229,14 @@ async def test_a_text_that_nobody_waits_for_is_not_computed(
     tokens, computed = await tokens_of(model), []
     compute = model._compute
     monkeypatch.setattr(model, "_compute", lambda text: computed.append(text) or compute(text))
-    impatient = [asyncio.create_task(model.logits(tokens)) for _ in range(20)]
-    await asyncio.sleep(0)
-    for task in impatient:
-        task.cancel()
+    with Gate(engine) as gate:
+        impatient = [asyncio.create_task(model.logits(tokens)) for _ in range(20)]
+        await gate.asked(20)
+        for task in impatient:
+            task.cancel()
+        await asyncio.wait(impatient)
     await model.logits(tokens)
-    assert len(computed) < 20
+    assert len(computed) == 1
 
 
 async def test_a_decoder_looks_at_the_last_token_though_it_be_the_one_that_pads(

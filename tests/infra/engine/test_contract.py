@@ -209,11 +209,11 @@ def test_the_number_of_threads_changes_no_bit(
 def test_tensors_large_enough_to_be_cut_across_threads_keep_their_bits(
     tmp_path: Path, width: int
 ) -> None:
-    folder = small_models.write(tmp_path / "wide", small_models.wide(width))
+    wide = small_models.prepared(small_models.write(tmp_path / "wide", small_models.wide(width)))
     long = text(5, CONTEXT - 11)
     found: list[Bits] = []
     for threads in (1, 2, 3, 5, 8):
-        prepared = small_models.prepared(folder, threads=threads)
+        prepared = small_models.on_threads(wide, threads)
         cuts = random_cuts(Random(threads), len(long), largest=170)
         found += (Bench(prepared, max_rows=256).compute(long, cut) for cut in (None, cuts))
     assert all(bits.equal(found[0]) for bits in found)

@@ -16,7 +16,7 @@ from infra.engine.runner import Runner
 from infra.engine.sampling.sampler import Row
 from infra.engine.scheduler import Sequence
 from tests.infra.engine import small_models
-from tests.infra.engine.bench import Bench, Bits, Feeding, random_cuts, text
+from tests.infra.engine.bench import Bench, Bits, Feeding, Gate, random_cuts, text
 from tests.infra.engine.small_models import CONTEXT
 from tests.infra.engine.test_engine import Noted
 
@@ -132,6 +132,8 @@ def test_copies_that_fail_end_the_work_and_nothing_half_copied_is_found(
         patched.setattr(bench.store, "move", lambda transfers: 1 // 0)
         engine.start(bench.runner, failing)
         assert failing.ended.wait(60)
+        with Gate(engine) as gate:
+            gate.reach()  # has done all that follows from it
     assert isinstance(failing.error, ZeroDivisionError)
     assert (bench.pool.held, bench.pool.cached, len(bench.pool.host)) == (0, 0, 0)
     again, reused = bench.last(first)

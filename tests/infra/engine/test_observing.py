@@ -31,7 +31,7 @@ from infra.engine.sampling import sampler
 from infra.engine.scheduler import Slice
 from tests.infra.engine import small_models
 from tests.infra.engine.asking import request, score, steps, tokens_of
-from tests.infra.engine.bench import ROOT, Bench, Feeding, held_at_next_pass, text
+from tests.infra.engine.bench import ROOT, Bench, Feeding, Gate, held_at_next_pass, text
 
 STRATEGIES: Final = ("strict", "onednn", "tile", "cuda")
 TOKENS: Final = text(0, 150)
@@ -512,15 +512,16 @@ async def test_streams_go_on_between_parts_of_a_projection(
     assert noted == [MAX_ROWS, MAX_ROWS, 1200 - 2 * MAX_ROWS]
     assert logits.shape == (1200, tiny.vocabulary_size)
     noted = executor.watch()
-    stream = asyncio.create_task(steps(tiny, request(prompt, count)))
-    while 0 not in noted:  # noqa: ASYNC110 - the engine is another thread
-        await asyncio.sleep(0.001)
-    beside = await asyncio.gather(*(tiny.project(hidden) for _ in range(2)))
+    with Gate(tiny._engine) as gate:
+        stream = asyncio.create_task(steps(tiny, request(prompt, count)))
+        projections = [asyncio.create_task(tiny.project(hidden)) for _ in range(3)]
+        await gate.asked(4)
+    beside = await asyncio.gather(*projections)
     assert tokens_of(await stream) == tokens_of(expected)
     assert all(torch.equal(each, logits) for each in beside)
-    last_pass = max(place for place, rows in enumerate(noted) if not rows)
-    during = [place for place, rows in enumerate(noted[:last_pass]) if rows]
-    assert len(during) > 5
+    passes = [place for place, rows in enumerate(noted) if not rows]
+    during = [place for place in range(passes[0], passes[-1]) if noted[place]]
+    assert len(during) >= 2
     assert all(noted[place] <= MAX_PREFILL_ROWS_BESIDE_STREAMS for place in during)
     assert all(noted[place + 1] == 0 for place in during)  # a pass after each, whoever else waits
 

@@ -3,6 +3,7 @@
 import asyncio
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from infra.engine.engine import Engine
 from infra.engine.language_model import TransformersModel
 from tests.infra.engine import small_models
 from tests.infra.engine.asking import WARM, drawing, request, score, steps
-from tests.infra.engine.bench import text
+from tests.infra.engine.bench import held_at_next_pass, text
 from tests.infra.engine.small_models import CONTEXT
 
 BLOCK_BYTES = 16_384
@@ -99,26 +100,23 @@ async def test_cancelling_tasks_at_random_moments_leaves_nothing_behind(
     cramped: TransformersModel, roomy: TransformersModel, seed: int
 ) -> None:
     random = Random(seed)
-    moment, taken = asyncio.Event(), random.randint(1, 20)
-
-    async def generate(i: int) -> None:
-        count = 0
-        async for _ in cramped.generate(request(text(70 + i, random.randint(5, 100)), 60, seed=i)):
-            count += 1
-            if count == taken:
-                moment.set()
-
-    tasks = [asyncio.create_task(generate(i)) for i in range(5)]
-    tasks.append(asyncio.create_task(score(cramped, text(60, 150), 1)))
-    await moment.wait()
-    for task in random.sample(tasks, len(tasks)):
-        task.cancel()
-        await asyncio.sleep(0)
+    asked = [request(text(70 + i, random.randint(5, 100)), 60, seed=i) for i in range(5)]
+    with held_at_next_pass(cramped, before=random.randint(1, 20)) as held:
+        tasks: list[asyncio.Task[Any]] = [
+            *(asyncio.create_task(steps(cramped, each)) for each in asked),
+            asyncio.create_task(score(cramped, text(60, 150), 1)),
+        ]
+        assert await asyncio.to_thread(held.begun.wait, 60)
+        for place, task in enumerate(random.sample(tasks, len(tasks))):
+            if place == 2:
+                held.goes_on.set()
+            task.cancel()
+            await asyncio.sleep(0)
     ended = await asyncio.gather(*tasks, return_exceptions=True)
     assert any(isinstance(each, asyncio.CancelledError) for each in ended)
     await assert_nothing_is_held(cramped)
-    asked = request(text(61, 40), 10)
-    assert await steps(cramped, asked) == await steps(roomy, asked)
+    after = request(text(61, 40), 10)
+    assert await steps(cramped, after) == await steps(roomy, after)
 
 
 async def test_a_job_that_fails_fails_alone(roomy: TransformersModel) -> None:

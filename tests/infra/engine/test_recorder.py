@@ -20,6 +20,7 @@ from infra.engine.sampling import sampler
 from infra.engine.sampling.recorder import Recorder, Recording
 from infra.engine.sampling.sampler import Row
 from infra.models.tokenizer import Tokenizer
+from tests.app.api import eventually
 from tests.infra.engine import small_models
 from tests.infra.engine.asking import drawing, redraw, request, tokens_of
 from tests.infra.engine.bench import ROOT, Bench, text
@@ -71,7 +72,7 @@ def test_who_brings_more_rows_than_may_wait_waits_itself() -> None:
     put: list[int] = []
     done: list[str] = []
     ahead: list[int] = []
-    gate = threading.Event()
+    full, gate = threading.Event(), threading.Event()
     with Recorder(room * row_of(0).nbytes) as recorder:
         recording = Recording(recorder, pytest.fail)
         recording.put(lambda: None if gate.wait(60) else pytest.fail("no gate"))
@@ -81,11 +82,12 @@ def test_who_brings_more_rows_than_may_wait_waits_itself() -> None:
                 recording.put_row(row_of(number), done.append)
                 put.append(number)
                 ahead.append(len(put) - len(done))
+                if len(ahead) == room:
+                    full.set()
 
         bringer = threading.Thread(target=bring)
         bringer.start()
-        while len(put) < room:
-            pass
+        assert full.wait(60)
         gate.set()
         bringer.join()
     assert len(done) == count
@@ -130,8 +132,7 @@ def test_a_row_that_was_recorded_is_held_no_more() -> None:
         held = weakref.ref(row)
         Recording(recorder, pytest.fail).put_row(row, lambda digest: None)
         del row
-        while recorder._held_bytes:
-            pass
+        eventually(lambda: recorder._held_bytes == 0)
         assert held() is None
 
 

@@ -1,14 +1,8 @@
-"""Draws and measures bit by bit: on any CPU, and as plain sorting and summing would have them."""
+"""Draws and measures bit by bit, as plain sorting and summing would have them."""
 
-import hashlib
 import math
-import os
-import platform
-import subprocess
-import sys
 from fractions import Fraction
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,12 +14,11 @@ from numba.core.dispatcher import Dispatcher
 from domain.config import SamplingParameters
 from domain.ids import TokenId
 from infra.engine.kernels import blake2b, compiling, elementary
-from infra.engine.sampling import row_kernels, sampler
+from infra.engine.sampling import row_kernels
 from infra.engine.sampling.row_kernels import kernels
 from infra.engine.sampling.sampler import Draw, Row, draw, measure, uniform
 
 WORDS = st.integers(0, 2**64 - 1)
-ROOT = Path(__file__).parents[3]
 
 
 def ulps(found: float, exact: float) -> float:
@@ -230,54 +223,6 @@ def test_measures_are_those_of_exact_sums(
     assert found.entropy == pytest.approx(math.log(total) + moment / total, rel=1e-14, abs=1e-14)
     assert found.logprob == values[token] - found.logsumexp
     assert found.rank == np.argsort(-logits, kind="stable").tolist().index(token)
-
-
-# on any CPU
-
-PROGRAM = """
-from infra.engine.sampling import row_kernels
-from infra.engine.sampling import sampler
-from tests.infra.engine.test_row_kernels import chances
-compiled = row_kernels.kernels().draw
-print(sampler.golden(), chances(), "vfmadd" in "".join(compiled.inspect_asm().values()))
-"""
-X86_64 = platform.machine().lower() in ("x86_64", "amd64")
-
-
-def chances() -> str:
-    """SHA-256 of how some rows would be drawn from, and of the exponentials of their values."""
-    found = hashlib.sha256()
-    for seed, sampling in enumerate(sampler._WAYS):
-        row = np.random.Generator(np.random.Philox(seed)).random(5000).astype(np.float32) * 16
-        found.update(sampler.distribution(row, sampling).tobytes())
-        found.update(kernels().exponentials(-row.astype(np.float64)).tobytes())
-    return found.hexdigest()
-
-
-@pytest.mark.skipif(not X86_64, reason="names CPUs of this architecture")
-def test_a_cpu_with_other_vectors_and_without_fused_operations_computes_the_same_bits(
-    tmp_path: Path,
-) -> None:
-    processes = {
-        cpu: subprocess.Popen(
-            [sys.executable, "-c", PROGRAM],
-            cwd=ROOT,
-            env={
-                **os.environ,
-                "NUMBA_CPU_NAME": cpu,
-                "NUMBA_CPU_FEATURES": "",
-                "NUMBA_CACHE_DIR": str(tmp_path / cpu),
-            },
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for cpu in ("generic", "haswell")
-    }
-    found = {cpu: process.communicate(timeout=300)[0] for cpu, process in processes.items()}
-    assert found == {
-        "generic": f"{sampler.golden()} {chances()} False\n",
-        "haswell": f"{sampler.golden()} {chances()} True\n",
-    }
 
 
 def parts(function: Any) -> set[str]:

@@ -122,6 +122,7 @@ class Scheduling(RuleBasedStateMachine):
         max_sequences=st.integers(1, 5) | st.integers(3, 8),
         max_rows=st.integers(1, 5) | st.integers(1, 80),
         beside_streams=st.integers(1, 5) | st.integers(1, 40),
+        observed=st.integers(1, 5) | st.integers(1, 40),
         seed=st.integers(0, 1 << 32),
         texts=st.lists(TEXTS, min_size=1, max_size=4),
         passes=PASSES,
@@ -133,6 +134,7 @@ class Scheduling(RuleBasedStateMachine):
         max_sequences: int,
         max_rows: int,
         beside_streams: int,
+        observed: int,
         seed: int,
         texts: list[Asked],
         passes: int,
@@ -144,9 +146,10 @@ class Scheduling(RuleBasedStateMachine):
             max_sequences=max_sequences,
             max_rows=max_rows,
             max_prefill_rows_beside_streams=beside_streams,
+            max_observed_rows_beside_streams=observed,
         )
         self.max_sequences, self.max_rows = max_sequences, max_rows
-        self.beside_streams = beside_streams
+        self.beside_streams, self.observed = beside_streams, observed
         self.alive: dict[Sequence, int] = {}
         self.unserved: Counter[Sequence] = Counter()
         self.own: Counter[Sequence] = Counter()
@@ -246,7 +249,9 @@ class Scheduling(RuleBasedStateMachine):
         remaining = {piece.sequence: piece.sequence.remaining for piece in slices}
         if 1 in remaining.values():
             prefill = sum(piece.count for piece in slices if remaining[piece.sequence] > 1)
-            assert prefill <= self.beside_streams
+            in_prefill = [text for text in self.scheduler._running if text.remaining > 1]
+            observed = all(text.first_seen is not None for text in in_prefill)
+            assert prefill <= (self.observed if observed else self.beside_streams)
 
     def check_turns(self, slices: list[Slice]) -> None:
         """A sequence is in this pass, or soon in one; or else who computes its next block is."""
@@ -257,7 +262,7 @@ class Scheduling(RuleBasedStateMachine):
             progress = served & (leaving if text.adopts else {text}) or not text.remaining
             self.unserved[text] = 0 if progress else self.unserved[text] + 1
             assert self.unserved[text] < self.max_sequences
-            if self.max_sequences <= min(self.max_rows, self.beside_streams):
+            if self.max_sequences <= min(self.max_rows, self.beside_streams, self.observed):
                 assert progress
             if self.max_sequences <= self.max_rows and text.remaining == 1:
                 assert text in served
@@ -447,13 +452,19 @@ TestScheduling = Scheduling.TestCase
 
 
 def scheduler(
-    pool: BlockPool, *, sequences: int = 16, rows: int = 512, beside_streams: int = 64
+    pool: BlockPool,
+    *,
+    sequences: int = 16,
+    rows: int = 512,
+    beside_streams: int = 64,
+    observed: int | None = None,
 ) -> Scheduler:
     return Scheduler(
         pool,
         max_sequences=sequences,
         max_rows=rows,
         max_prefill_rows_beside_streams=beside_streams,
+        max_observed_rows_beside_streams=observed,
     )
 
 
@@ -535,6 +546,43 @@ def test_a_prompt_fills_the_pass_alone_and_a_bounded_part_of_it_beside_streams()
     for text in streams:
         beside.remove(text)
     assert [piece.count for piece in run(beside)] == [512]
+
+
+def looked_at(number: int, count: int, *, private: bool = True) -> Sequence:
+    """A text of which a question is asked: no logits are wanted."""
+    root = None if private else ROOT
+    return Sequence(stream(number, count), count, count, root, first_seen=count - 1)
+
+
+def test_a_question_takes_a_smaller_part_of_a_pass_than_a_prompt_beside_streams() -> None:
+    running, streams = with_streams(2, observed=16)
+    question, another = looked_at(7, 4000), looked_at(8, 4000)
+    prompt = sequence(9, 4000, private=True)
+    running.add(question)
+    for _ in range(3):
+        assert [piece.count for piece in run(running)] == [1, 1, 16]
+    running.add(another)
+    assert [piece.count for piece in run(running)] == [1, 1, 8, 8]
+    running.remove(another)
+    running.add(prompt)
+    assert [piece.count for piece in run(running)] == [1, 1, 32, 32]
+    running.remove(prompt)
+    assert [piece.count for piece in run(running)] == [1, 1, 16]
+    for text in streams:
+        running.remove(text)
+    assert [piece.count for piece in run(running)] == [512]
+
+
+def test_a_question_that_computes_what_a_prompt_waits_for_is_not_held_back() -> None:
+    running, _ = with_streams(2, observed=16)
+    question = looked_at(7, 4000, private=False)
+    running.add(question)
+    run(running)
+    assert rows_of(run(running))[question] == 16
+    running.add(prompt := sequence(7, 4000))
+    given = rows_of(run(running))
+    assert (given[question], prompt in given) == (64, False)
+    assert prompt.remaining > 3000
 
 
 def test_streams_of_another_model_bound_a_prompt_too() -> None:

@@ -39,7 +39,7 @@ HERE: Final = "here"
 
 @pytest.fixture(scope="module")
 def asked(folders: dict[str, str | Path], tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    """What each process computes: three models in two types, and a generation."""
+    """What each process computes: three models in two types, draws, and a generation."""
     config = LlamaConfig(
         hidden_size=96,
         num_attention_heads=4,
@@ -54,6 +54,7 @@ def asked(folders: dict[str, str | Path], tmp_path_factory: pytest.TempPathFacto
     return [
         ["processor"],
         ["torch_frequencies", str(llama)],
+        ["chances"],
         *(["computed", model, dtype] for model in models for dtype in elsewhere.DTYPES),
         ["drawn", str(folders["llama3"])],
     ]
@@ -94,6 +95,7 @@ def test_an_older_processor_computes_and_draws_the_same(
     assert processor["name"] == PROCESSORS[name]["NUMBA_CPU_NAME"]
     assert processor["features"] != here["features"]
     assert not processor["wide"]
+    assert processor["fused"] == (name == "AVX2")
     if processor["torch"] != here["torch"]:
         assert frequencies != torch_here  # so it does make a difference
     assert results == results_here

@@ -14,7 +14,6 @@ import msgspec
 import pytest
 
 from app.operations.proofs import Proofs
-from domain.chain import follow
 from domain.errors import (
     HasDescendants,
     IdempotencyKeyReused,
@@ -28,7 +27,6 @@ from domain.events import Event, StateDeleted, StateErased, decode
 from domain.ids import StateId, Version
 from domain.log_errors import EventErased
 from domain.origin import Fork, Merge, Parent
-from domain.ports import LogReader
 from domain.state import Erased, fold_rows
 from infra.log import erasing
 from infra.log.keyring import Keyring, key_file, prepare
@@ -45,6 +43,7 @@ from tests.builders import (
     started,
     state_id,
 )
+from tests.infra.log.following import verified
 
 SECRET = "xylophones"
 TOKENS = ",".join(str(ord(letter)) for letter in SECRET)
@@ -59,14 +58,6 @@ def path(tmp_path: Path) -> Path:
 async def log(path: Path) -> AsyncIterator[SqliteLog]:
     async with await SqliteLog.open(path, erasable=True) as opened:
         yield opened
-
-
-async def verified(log: LogReader) -> int:
-    head, rows = await log.genesis(), await log.rows()
-    for one in rows:
-        head = follow(head, one)
-    assert head == await log.head()
-    return len(rows)
 
 
 def beginning(*parents: int, text: str = SECRET) -> Event:

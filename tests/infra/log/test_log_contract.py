@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from domain.chain import Row, follow
+from domain.chain import Row
 from domain.config import ConfigChanges
 from domain.errors import IdempotencyKeyReused, VersionConflict
 from domain.events import ConfigChanged, HeadRewound, StateDeleted, decode
@@ -29,21 +29,13 @@ from tests.builders import (
     started,
     state_id,
 )
+from tests.infra.log.following import verified
 
 
 @pytest.fixture
 async def log(tmp_path: Path) -> AsyncIterator[EventLog]:
     async with await SqliteLog.open(tmp_path / "log.db") as opened:
         yield opened
-
-
-async def verified(log: EventLog) -> int:
-    """Follow the whole chain to the head; the number of rows."""
-    head, rows = await log.genesis(), await log.rows()
-    for row in rows:
-        head = follow(head, row)
-    assert head == await log.head()
-    return len(rows)
 
 
 async def test_an_empty_log_stands_at_its_genesis(log: EventLog) -> None:

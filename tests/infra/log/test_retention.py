@@ -10,15 +10,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from domain.chain import follow
 from domain.log_errors import LogError, LogIsLocked
-from domain.ports import LogReader
 from infra.log import retention
 from infra.log.backup import check
 from infra.log.prune import prune
 from infra.log.retention import Retention
 from infra.log.sqlite_log import SqliteLog
 from tests.builders import append, created, forwarded, provenance
+from tests.infra.log.following import verified
 
 DAY = 86_400
 
@@ -56,14 +55,6 @@ def counted(path: Path) -> tuple[int, int]:
             "SELECT bytes, released_until FROM logits_kept"
         ).fetchone()
     return found
-
-
-async def verified(log: LogReader) -> int:
-    head, rows = await log.genesis(), await log.rows()
-    for row in rows:
-        head = follow(head, row)
-    assert head == await log.head()
-    return len(rows)
 
 
 async def test_without_limits_all_are_kept_and_counted(path: Path) -> None:

@@ -20,7 +20,6 @@ from domain.chain import Head, Row, follow, row_hash
 from domain.errors import IdempotencyKeyReused, LogUnavailable, VersionConflict
 from domain.events import decode, encode
 from domain.log_errors import EventErased
-from domain.ports import LogReader
 from infra.log import sealing
 from infra.log.keyring import KEY_BYTES, Keyring, key_file
 from infra.log.sealing import Places, seal, seal_text, unseal, unseal_text
@@ -36,6 +35,7 @@ from tests.builders import (
     started,
     state_id,
 )
+from tests.infra.log.following import verified
 
 SECRET = "xylophones"  # in no id, name or type
 
@@ -49,14 +49,6 @@ def path(tmp_path: Path) -> Path:
 async def log(path: Path) -> AsyncIterator[SqliteLog]:
     async with await SqliteLog.open(path, erasable=True) as opened:
         yield opened
-
-
-async def verified(log: LogReader) -> int:
-    head, rows = await log.genesis(), await log.rows()
-    for one in rows:
-        head = follow(head, one)
-    assert head == await log.head()
-    return len(rows)
 
 
 # one record

@@ -15,7 +15,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from domain.chain import follow
 from domain.errors import LogUnavailable, QueueFull, VersionConflict
 from domain.log_errors import LogError, LogIsLocked
 from domain.ports import EventLog, LogReader, Provenance
@@ -35,6 +34,7 @@ from tests.builders import (
     started,
     state_id,
 )
+from tests.infra.log.following import verified
 
 
 @pytest.fixture
@@ -46,14 +46,6 @@ def path(tmp_path: Path) -> Path:
 async def log(path: Path) -> AsyncIterator[SqliteLog]:
     async with await SqliteLog.open(path) as opened:
         yield opened
-
-
-async def verified(log: LogReader) -> int:
-    head, rows = await log.genesis(), await log.rows()
-    for row in rows:
-        head = follow(head, row)
-    assert head == await log.head()
-    return len(rows)
 
 
 def rows_on_disk(path: Path) -> int:
@@ -247,16 +239,17 @@ async def test_what_waits_together_is_committed_together(
     log: SqliteLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    gate = threading.Event()
+    taken, gate = threading.Event(), threading.Event()
 
     def gated(connection: sqlite3.Connection, jobs: list[Job], *_: object) -> list[Outcome]:
-        gate.wait(5)
+        taken.set()
+        assert gate.wait(60)
         sizes.append(len(jobs))
         return write_batch(connection, jobs)
 
     monkeypatch.setattr(writer, "write_batch", gated)
     first = asyncio.ensure_future(log.append([append(created())], provenance=BY))
-    await asyncio.sleep(0.05)
+    assert await asyncio.to_thread(taken.wait, 60)
     rest = [
         asyncio.ensure_future(log.append([append(created(), state=n)], provenance=BY))
         for n in range(1, 30)

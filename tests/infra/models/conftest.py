@@ -7,7 +7,6 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 
-import infra.engine  # noqa: F401 - sets how threads wait, before anything loads torch
 from infra.engine.engine import Engine
 from tests.infra.engine import small_models
 

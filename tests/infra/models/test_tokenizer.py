@@ -7,11 +7,13 @@ from itertools import pairwise
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from msgspec import UNSET
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from domain.content import ToldToken
 from domain.errors import InvalidInput, TooLarge
 from domain.ids import TokenId
 from infra.models.tokenizer import Tokenizer, UnsupportedTokenizer
@@ -69,6 +71,21 @@ def test_where_tokens_are_cut_changes_no_text(tokens: list[TokenId], cuts: list[
     edges = sorted({0, len(tokens), *(cut for cut in cuts if cut < len(tokens))})
     parts = [tiny().fragment(tokens[:a], tokens[a:b]) for a, b in pairwise(edges)]
     assert [piece for part in parts for piece in part.pieces()] == list(whole.pieces())
+
+
+@given(token_lists, token_lists)
+def test_each_of_several_tokens_is_told_as_if_it_alone_came_next(
+    before: list[TokenId], tokens: list[TokenId]
+) -> None:
+    alone = [ToldToken.of(tiny().fragment(before, (token,))) for token in tokens]
+    assert tiny().told(before, tokens) == alone
+
+
+def test_what_is_told_of_a_token_depends_on_the_character_that_has_begun() -> None:
+    *begun, last = tiny().encode("\U0001f9c0", beginning=False)
+    after, alone = (tiny().told(before, [last, last])[1] for before in (begun, []))
+    assert (after.text, alone.text) == ("\U0001f9c0", "\ufffd")
+    assert after.bytes == alone.bytes != UNSET
 
 
 @pytest.mark.parametrize("text", [FAMILY, CHINESE, COMBINING, "\U0001f9c0"])
