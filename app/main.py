@@ -15,6 +15,7 @@ from litestar.openapi.config import OpenAPIConfig
 
 from app import bootstrap, problems
 from app.calls import check_key, echo_request_id
+from app.parameters import check_parameters
 from app.routes import analysis, audit, diff, generation, health, models, replay, states, transfer
 from app.service import Service
 from app.settings import BadSetting, Settings, from_environment
@@ -47,6 +48,7 @@ def create_app(settings: Settings) -> Litestar:
         route_handlers=[Router("/", route_handlers=v1, guards=[guard]), health.router],
         dependencies={"service": Provide(provide_service)},
         exception_handlers=problems.HANDLERS,
+        before_request=check_parameters,
         before_send=[echo_request_id],
         lifespan=[lifespan],
         logging_config=None,

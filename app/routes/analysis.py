@@ -1,7 +1,7 @@
 """``/v1/analyze``."""
 
 import hashlib
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from litestar import Request, Response, Router
 from litestar.params import Parameter
@@ -18,6 +18,11 @@ from domain.ids import StateId, Version
 AnyRequest = Request[Any, Any, Any]
 Place = Annotated[int, Parameter(ge=0, le=2**31 - 1)]
 Count = Annotated[int, Parameter(ge=0, le=1000)]
+_WHICH_TENSOR: Final = Parameter(
+    str | None,
+    required=False,
+    description="The tensor to send as .npy, where there are several.",
+)
 
 
 class AnalyzeAttention(asked.AttentionParameters, frozen=True, kw_only=True, tag=False):
@@ -190,6 +195,7 @@ async def _answer(
 router = Router(
     "/v1",
     tags=["analysis"],
+    parameters={"tensor": _WHICH_TENSOR},
     route_handlers=[
         analyze_tokens,
         analyze_next,

@@ -42,7 +42,7 @@ Answer = Callable[[Made], Generated | GeneratedMulti]
 """Makes the answer of what a call made."""
 
 
-@writing("/generate/token", GenerateTokens, answer=Generated)
+@writing("/generate/token", GenerateTokens, answer=Generated, streamed=True)
 async def generate_tokens(
     data: GenerateTokens, request: AnyRequest, service: Service, include: str | None = None
 ) -> Response[Any]:
@@ -57,7 +57,7 @@ async def generate_tokens(
     return await _respond(service, request, items, answer, after, streamed=data.stream)
 
 
-@writing("/generate/multi", GenerateMulti, answer=GeneratedMulti)
+@writing("/generate/multi", GenerateMulti, answer=GeneratedMulti, streamed=True)
 async def generate_continuations(
     data: GenerateMulti, request: AnyRequest, service: Service, include: str | None = None
 ) -> Response[Any]:

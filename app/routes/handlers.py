@@ -22,13 +22,13 @@ from app.body import JsonBody
 from app.pictures import MEDIA_TYPES as PICTURES
 from app.problems import RESPONSES
 from app.representations import NPY, SAFETENSORS
+from app.schemas import StreamedToken
 
 _TEXT: Final = Schema(type=OpenAPIType.STRING)
 _SECONDS: Final = Schema(type=OpenAPIType.INTEGER)
 _NOTHING_MORE: Final = ResponseSpec(
     None, description="Nothing more can come: a client does not come back"
 )
-_WHICH_TENSOR: Final = "The tensor to send as .npy, where there are several."
 
 
 def reading(path: str, *, answer: type[Struct] | None = None) -> get:
@@ -49,19 +49,22 @@ def writing(
     status: int = 200,
     answer: type[Struct] | None = None,
     later: type[Struct] | None = None,
+    streamed: bool = False,
 ) -> post:
     """A handler for ``POST`` with a JSON body.
 
     ``answer`` describes what it answers where its return type does not; ``later`` what it answers
-    (202) where that takes longer than the client wants to wait.
+    (202) where that takes longer than the client wants to wait. What is ``streamed`` is answered as
+    server-sent events if the body says so.
     """
+    operation = _Streaming if streamed else Operation if later is None else _Waiting
     return post(
         path,
         dto=JsonBody[body],  # type: ignore[valid-type]
         return_dto=None,
         status_code=status,
         responses=_responses({status: answer, 202: later}),
-        operation_class=Operation if later is None else _Waiting,
+        operation_class=operation,
     )
 
 
@@ -121,11 +124,29 @@ def _answer(operation: Operation, status: str) -> OpenAPIResponse:
 class _Following(Operation):
     """Describes a list of events that can be followed."""
 
+    events: ClassVar[str] = (
+        "``event: recorded`` for each event, as on a page, with its position as ``id``; then"
+        " ``event: end`` if the state has ended, or ``event: error`` with the problem."
+    )
+    last: ClassVar[str] = "The last event that the client has of a feed it resumes."
+
     def __post_init__(self) -> None:
-        page = _answer(self, "200")
-        page.content = {**(page.content or {}), sse.MEDIA_TYPE: OpenAPIMediaType(schema=_TEXT)}
-        last = _header("Last-Event-ID", "The last event that the client has of a feed it resumes.")
-        self.parameters = [*(self.parameters or ()), last]
+        found = _answer(self, "200")
+        events = Schema(type=OpenAPIType.STRING, description=self.events)
+        found.content = {**(found.content or {}), sse.MEDIA_TYPE: OpenAPIMediaType(schema=events)}
+        self.parameters = [*(self.parameters or ()), _header("Last-Event-ID", self.last)]
+
+
+@dataclass
+class _Streaming(_Following):
+    """Describes what can be answered token by token."""
+
+    events: ClassVar[str] = (
+        f"``event: token`` for each token ({', '.join(StreamedToken.__struct_fields__)}), with its"
+        " number in the stream as ``id``; then ``event: done`` with the whole answer, or"
+        " ``event: error`` with the problem."
+    )
+    last: ClassVar[str] = "The last ``id`` that the client has of a stream it resumes, or empty."
 
 
 @dataclass
@@ -142,8 +163,6 @@ class _Looking(Operation):
             "ETag": OpenAPIHeader(schema=_TEXT, description="The version that was looked at."),
             "X-Tensor": OpenAPIHeader(schema=_TEXT, description="JSON: what a .npy file holds."),
         }
-        tensor = Parameter("tensor", "query", schema=_TEXT, description=_WHICH_TENSOR)
-        self.parameters = [*(self.parameters or ()), tensor]
 
 
 @dataclass
