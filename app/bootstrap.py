@@ -278,8 +278,8 @@ async def open_models(settings: Settings) -> AsyncGenerator[ModelStore, None]:
 
 def _engine(settings: Settings) -> "Loading":
     # Here, since torch takes seconds to import.
-    from infra.engine.language_model import DTYPES, EngineOptions
     from infra.engine.loading import Loading
+    from infra.engine.options import DTYPES, EngineOptions
 
     return Loading(
         EngineOptions(

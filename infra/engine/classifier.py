@@ -7,8 +7,6 @@ padded to a fixed tile. Streams wait for a text as long as it takes: as much as 
 holds, at most.
 """
 
-import asyncio
-import functools
 import hashlib
 import random
 import threading
@@ -31,11 +29,11 @@ from infra.engine.engine import Engine
 from infra.engine.fingerprint import device_name
 from infra.engine.forward import Shape, Unsupported
 from infra.engine.kv_store import Geometry
-from infra.engine.language_model import SHORT_TEXT_LENGTH, EngineOptions
 from infra.engine.modules.strategy import ModuleStrategy, replace_linears
+from infra.engine.options import EngineOptions
 from infra.engine.probe import ROUNDING, USE_ANOTHER
 from infra.engine.strategies import known
-from infra.engine.waiting import done_by
+from infra.engine.waiting import done_by, encoded
 from infra.models.loader import Loaded
 
 NUMERICS_VERSION: Final = 1
@@ -149,10 +147,7 @@ class SequenceClassifier:
 
         See the port. Long texts are encoded off the event loop.
         """
-        self._tokenizer.check_fits(text, room)
-        short = len(text) < SHORT_TEXT_LENGTH
-        encode = functools.partial(self._tokenizer.encode, text, beginning=beginning)
-        tokens = encode() if short else await asyncio.to_thread(encode)
+        tokens = await encoded(self._tokenizer, text, beginning=beginning, room=room)
         closing = len(self._tokenizer.closing) if beginning else 0
         return tokens[: len(tokens) - closing]
 

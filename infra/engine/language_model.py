@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import functools
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
 
 import torch
@@ -13,7 +12,7 @@ from domain.analysis.cache import Residence
 from domain.analysis.parameters import Inside
 from domain.analysis.result import Result
 from domain.config import Constraint, StateConfig
-from domain.content import Fragment
+from domain.content import Fragment, ToldToken
 from domain.errors import ModelUnavailable, TooLarge
 from domain.fingerprint import Fingerprint
 from domain.ids import ModelId, TokenId
@@ -22,6 +21,7 @@ from domain.work import BeamRequest, BeamsFound, GenerationRequest, Scored, Scor
 from infra.engine.analysis.cache import residence
 from infra.engine.analysis.looking import look
 from infra.engine.blocks import BLOCK_TOKENS, BlockPool, block_keys, blocks_for
+from infra.engine.compilation import compile_kernels
 from infra.engine.constraints.matching import Constraints, Language
 from infra.engine.engine import Engine
 from infra.engine.executor import Executor, prepare
@@ -34,19 +34,14 @@ from infra.engine.jobs.scoring import Scoring
 from infra.engine.jobs.searching import Search
 from infra.engine.kv_store import KVStore
 from infra.engine.observing import Look, Seen
+from infra.engine.options import EngineOptions
 from infra.engine.probe import check_against_plain, plain_logits, probe
 from infra.engine.runner import Runner
 from infra.engine.sampling.comparing import largest
-from infra.engine.waiting import deliver_to, done_by, taken_from, worked_out
+from infra.engine.waiting import deliver_to, done_by, encoded, taken_from, worked_out
 from infra.models.loader import Loaded
 
 Item = TypeVar("Item")
-
-DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-"""By name, so that who sets up the engine need not load torch before :mod:`infra.engine` does."""
-
-SHORT_TEXT_LENGTH: Final = 4096
-"""Texts up to this size are encoded at once; a thread is not worth its while."""
 
 MAX_ROWS: Final = 512
 """Rows of one forward pass at most: enough for a prefill to be as fast as it gets."""
@@ -54,24 +49,12 @@ MAX_ROWS: Final = 512
 MAX_PREFILL_ROWS_BESIDE_STREAMS: Final = 48
 """Of them prefill, when texts are generated: a stream then waits about three of its usual steps."""
 
+MAX_OBSERVED_ROWS_BESIDE_STREAMS: Final = 16
+"""Of them, where all of it is looked at: nobody waits for a first token, but streams for each.
 
-@dataclass(frozen=True, kw_only=True)
-class EngineOptions:
-    """How models are run: settings of the server.
-
-    ``hot_cache_bytes`` bounds the KV cache of one model; ``max_batch`` the sequences that run
-    together; ``host_cache_bytes`` the memory for blocks that had to leave a GPU.
-    ``max_result_bytes`` bounds the tensors of one answer about the inside of a text.
-    """
-
-    dtype: torch.dtype
-    strategy: str
-    threads: int
-    hot_cache_bytes: int
-    max_batch: int
-    device: str = "cpu"
-    host_cache_bytes: int = 0
-    max_result_bytes: int = 64 << 20
+A stream's step then takes about half as long again. A question takes three times as many passes,
+but not twice as long, since each reads the weights that the streams need anyway.
+"""
 
 
 class TransformersModel:
@@ -125,7 +108,7 @@ class TransformersModel:
             width=loaded.width,
         )
         self._root = bytes.fromhex(self.fingerprint.id)
-        self._block_bytes = prepared.geometry.block_bytes(options.dtype)
+        self._block_bytes = geometry.block_bytes(options.dtype)
         blocks = options.hot_cache_bytes // self._block_bytes
         if blocks <= blocks_for(self.context_size):
             needed = (blocks_for(self.context_size) + 1) * self._block_bytes
@@ -134,27 +117,21 @@ class TransformersModel:
                 f"one full text needs {needed} bytes of KV cache",
                 "Raise CACHER_HOT_CACHE_BYTES",
             )
-        host_slots = _host_slots(prepared, options)
-        store = KVStore(
-            prepared.geometry,
-            blocks,
-            options.dtype,
-            device=prepared.shape.device,
-            host_slots=host_slots,
-        )
+        slots = _host_slots(prepared, options)
+        device = prepared.shape.device
+        store = KVStore(geometry, blocks, options.dtype, device=device, host_slots=slots)
         self._runner = Runner(
             Executor(prepared, store),
-            BlockPool(blocks, host_slots=host_slots),
+            BlockPool(blocks, host_slots=slots),
             max_sequences=options.max_batch,
             max_rows=MAX_ROWS,
             max_prefill_rows_beside_streams=MAX_PREFILL_ROWS_BESIDE_STREAMS,
+            max_observed_rows_beside_streams=MAX_OBSERVED_ROWS_BESIDE_STREAMS,
         )
 
     async def encode(self, text: str, *, beginning: bool, room: int) -> tuple[TokenId, ...]:
         """Tokens of a text; see the port. Long texts are encoded off the event loop."""
-        self._tokenizer.check_fits(text, room)
-        encode = functools.partial(self._tokenizer.encode, text, beginning=beginning)
-        return encode() if len(text) < SHORT_TEXT_LENGTH else await asyncio.to_thread(encode)
+        return await encoded(self._tokenizer, text, beginning=beginning, room=room)
 
     def opening(self) -> tuple[TokenId, ...]:
         """Tokens of a state that begins with nothing: BOS, or EOS where there is no BOS."""
@@ -165,6 +142,10 @@ class TransformersModel:
     def fragment(self, before: Sequence[TokenId], tokens: Sequence[TokenId]) -> Fragment:
         """``tokens`` with the text each of them adds after ``before``."""
         return self._tokenizer.fragment(before, tokens)
+
+    def told(self, before: Sequence[TokenId], tokens: Sequence[TokenId]) -> list[ToldToken]:
+        """Each of ``tokens`` with the text that it would add, by itself, after ``before``."""
+        return self._tokenizer.told(before, tokens)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Step, None]:
         """Draw tokens one by one. Closing the iterator ends the work and frees its memory."""
@@ -379,6 +360,8 @@ def _host_slots(prepared: Prepared, options: EngineOptions) -> int:
 
 
 def _prepared(model_id: ModelId, loaded: Loaded, options: EngineOptions) -> Prepared:
+    """The model made ready, and all kernels that answers are worked out by."""
+    compile_kernels()
     try:
         return prepare(
             loaded.model,

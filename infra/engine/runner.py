@@ -9,7 +9,7 @@ from infra.engine.blocks import BlockPool
 from infra.engine.executor import Executor
 from infra.engine.jobs.job import Job
 from infra.engine.jobs.observation import Gallery, Observation
-from infra.engine.scheduler import Scheduler, Sequence, Slice
+from infra.engine.scheduler import Scheduler, Sequence
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +25,7 @@ class Runner:
         max_sequences: int,
         max_rows: int,
         max_prefill_rows_beside_streams: int | None = None,
+        max_observed_rows_beside_streams: int | None = None,
     ) -> None:
         self.executor = executor
         self.pool = pool
@@ -33,6 +34,7 @@ class Runner:
             max_sequences=max_sequences,
             max_rows=max_rows,
             max_prefill_rows_beside_streams=max_prefill_rows_beside_streams,
+            max_observed_rows_beside_streams=max_observed_rows_beside_streams,
         )
         self._jobs: dict[Sequence, Job] = {}
 
@@ -77,9 +79,11 @@ class Runner:
         if not plan.slices:
             raise RuntimeError("there are sequences, but none has anything to compute")
         wanted = [(piece.sequence, piece.wanted) for piece in plan.slices]
+        observations = [self._observation(sequence) for sequence, _ in wanted]
+        watch = Gallery(plan.slices, observations) if any(observations) else None
         self.executor.store.move(plan.moves)
         try:
-            logits = self.executor.run(plan.slices, self._watch(plan.slices))
+            logits = self.executor.run(plan.slices, watch)
         except Exception as error:
             logger.exception("a forward pass failed")
             for job in {self._jobs[sequence.origin] for sequence, _ in wanted}:
@@ -93,18 +97,14 @@ class Runner:
                 if sequence.table:  # what came of a row before has not ended it
                     job = self._jobs[sequence.origin]
                     self._advance(job, partial(job.accept, sequence, position, row))
-        for observation in filter(None, self._observations(plan.slices)):
-            self._advance(observation, observation.passed)
+        for observation in filter(None, observations):
+            if observation.text in self._jobs:  # a row before has not ended it
+                self._advance(observation, observation.passed)
 
-    def _observations(self, slices: list[Slice]) -> list[Observation | None]:
-        """The job that looks at the rows of each slice."""
-        jobs = (self._jobs.get(piece.sequence.origin) for piece in slices)
-        return [job if isinstance(job, Observation) else None for job in jobs]
-
-    def _watch(self, slices: list[Slice]) -> Gallery | None:
-        """What the jobs of a pass that look on see of it; null where none does."""
-        observations = self._observations(slices)
-        return Gallery(slices, observations) if any(observations) else None
+    def _observation(self, sequence: Sequence) -> Observation | None:
+        """The job that looks at the rows of a sequence, if one does."""
+        job = self._jobs[sequence.origin]
+        return job if isinstance(job, Observation) else None
 
     def _advance(self, job: Job, step: Callable[[], bool]) -> None:
         """Do a step of a job, and be done with it if that was its last."""

@@ -9,7 +9,7 @@ What is promised to each, whatever the others do:
 * One that was admitted can always finish: its blocks were counted when it came in, and those of
   all that it may be forked into.
 * As long as a pass has a row for every sequence, one that decodes is in every pass, and the
-  prefill beside it is bounded.
+  prefill beside it is bounded: to less where nobody waits for a first token.
 * Prefills share the rows of a pass equally; what one does not need goes to the others. Where
   there are more of them than rows, whoever has waited longest comes first.
 * A block that several sequences need next is computed by one that leaves it behind, the others
@@ -31,14 +31,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from itertools import islice
 
-from infra.engine.blocks import (
-    BLOCK_TOKENS,
-    BlockPool,
-    Move,
-    block_key,
-    block_keys,
-    blocks_for,
-)
+from infra.engine.blocks import BLOCK_TOKENS, BlockPool, Move, block_key, block_keys, blocks_for
 
 
 @dataclass(eq=False)
@@ -141,7 +134,8 @@ class Scheduler:
 
     ``max_sequences`` bounds how many run together, ``max_rows`` the rows of one pass, and
     ``max_prefill_rows_beside_streams`` how many of them are prefill when somebody decodes (null:
-    no bound of its own): what a long prompt may delay a stream by.
+    no bound of its own): what a long prompt may delay a stream by. Where all texts in prefill are
+    looked at, nobody waits for a first token: ``max_observed_rows_beside_streams`` (null: as many).
     """
 
     def __init__(
@@ -151,11 +145,13 @@ class Scheduler:
         max_sequences: int,
         max_rows: int,
         max_prefill_rows_beside_streams: int | None = None,
+        max_observed_rows_beside_streams: int | None = None,
     ) -> None:
         self._pool = pool
         self._max_sequences = max_sequences
         self._max_rows = max_rows
-        self._max_prefill_rows_beside_streams = max_prefill_rows_beside_streams or max_rows
+        self._max_prefill_rows = max_prefill_rows_beside_streams or max_rows
+        self._max_observed_rows = max_observed_rows_beside_streams or self._max_prefill_rows
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # whoever has waited longest for rows comes first
         self._groups: dict[Sequence, list[Sequence]] = {}  # of them, by origin
@@ -288,7 +284,9 @@ class Scheduler:
         decoding = [sequence for sequence in ready if sequence.remaining == 1]
         rows = self._max_rows - len(decoding)
         if beside_streams or self.streaming:
-            rows = min(rows, self._max_prefill_rows_beside_streams)
+            in_prefill = [sequence for sequence in self._running if sequence.remaining > 1]
+            observed = all(sequence.first_seen is not None for sequence in in_prefill)
+            rows = min(rows, self._max_observed_rows if observed else self._max_prefill_rows)
         decoding.sort(key=lambda sequence: sequence.table)  # those that share blocks side by side
         slices = [Slice(sequence, sequence.computed, 1) for sequence in decoding]
         slices += _equal_parts([sequence for sequence in ready if sequence.remaining > 1], rows)

@@ -2,17 +2,23 @@
 
 import asyncio
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
+from domain.ids import TokenId
 from infra.engine.engine import Engine
+from infra.models.tokenizer import Tokenizer
 
 Item = TypeVar("Item")
 
 Parts = Generator[None, None, Item]
 """Work that comes to its result in parts: it yields between them."""
+
+SHORT_TEXT_LENGTH: Final = 4096
+"""Texts up to this size are encoded at once; a thread is not worth its while."""
 
 _THREADS: Final = ThreadPoolExecutor(4, thread_name_prefix="analysis")
 """Their own, so that no file and no other text waits for long work."""
@@ -54,6 +60,19 @@ async def done_by(engine: Engine, work: Callable[[], Item]) -> Item:
 
     engine.submit_chore(run)
     return await taken_from(inbox)
+
+
+async def encoded(
+    tokenizer: Tokenizer, text: str, *, beginning: bool, room: int
+) -> tuple[TokenId, ...]:
+    """Tokens of a text that may have so many; a long one is encoded off the event loop.
+
+    Raises:
+        TooLarge: it has more than that, as far as its size tells.
+    """
+    tokenizer.check_fits(text, room)
+    encode = functools.partial(tokenizer.encode, text, beginning=beginning)
+    return encode() if len(text) < SHORT_TEXT_LENGTH else await asyncio.to_thread(encode)
 
 
 async def worked_out(work: Callable[..., Item], *arguments: Any) -> Item:

@@ -16,7 +16,7 @@ from infra.engine.kernels.elementary import f64
 def statistics(vectors: NDArray[np.float32]) -> Statistics:
     """Of vectors ``(vectors, width)``. There is one zero: which of two is the least is not told."""
     rows = np.ascontiguousarray(vectors)
-    total, square, deviation, norm_total, norm_min, norm_max = _kernel()(rows)
+    total, square, deviation, norm_total, norm_min, norm_max = kernel()(rows)
     found = {
         "min": rows.min(),
         "max": rows.max(),
@@ -58,6 +58,7 @@ def _sums(rows):  # type: ignore[no-untyped-def]
 
 
 @cache
-def _kernel() -> Any:
+def kernel() -> Any:
+    """What adds up, compiled when first wanted."""
     sources = (__file__, compiling.__file__)
     return compiled(_sums, "UniTuple(f8, 6)(Array(f4, 2, 'C', True))", sources, nogil=True)

@@ -154,11 +154,12 @@ def _hash(blocks, ends, state, words, orders, length):  # type: ignore[no-untype
 
 
 @cache
-def _compiled() -> Callable[..., None]:
+def kernel() -> Callable[..., None]:
+    """What hashes, compiled when first wanted."""
     sources = (__file__, compiling.__file__)
     signature = "void(i8[::1], i8[::1], i8, i8, i8, i8)"
-    kernel: Callable[..., None] = compiled(_hash, signature, sources, nogil=True)
-    return kernel
+    hashing: Callable[..., None] = compiled(_hash, signature, sources, nogil=True)
+    return hashing
 
 
 def digests(rows: Sequence[NDArray[np.uint8]]) -> list[str]:
@@ -187,5 +188,5 @@ def _together(rows: list[NDArray[np.uint8]]) -> list[str]:
     state = np.repeat(_STATE[:, None], LANES, axis=1)
     words = np.empty((16, LANES), np.uint64)
     addresses = (array.ctypes.data for array in (state, words, _ORDERS))
-    _compiled()(blocks, ends.ctypes.data + _BLOCK_BYTES * np.arange(LANES), *addresses, length)
+    kernel()(blocks, ends.ctypes.data + _BLOCK_BYTES * np.arange(LANES), *addresses, length)
     return [word.astype("<u8").tobytes().hex() for word in state[0, : len(rows)]]

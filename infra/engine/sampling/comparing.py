@@ -119,7 +119,7 @@ def divergence(was: Row, now: Row) -> float:
 
     The same on every CPU: see :mod:`infra.engine.sampling.row_kernels`.
     """
-    found: float = _kernel()(was, now, was.max(), now.max())
+    found: float = kernel()(was, now, was.max(), now.max())
     return max(0.0, found)
 
 
@@ -150,7 +150,8 @@ def _divergence(was, now, was_peak, now_peak):  # type: ignore[no-untyped-def]
 
 
 @cache
-def _kernel() -> Any:
+def kernel() -> Any:
+    """What adds up a divergence, compiled when first wanted."""
     row = "Array(f4, 1, 'C', True)"
     sources = (__file__, elementary.__file__, compiling.__file__)
     return compiled(_divergence, f"f8({row}, {row}, f4, f4)", sources, nogil=True)
