@@ -9,7 +9,7 @@ from domain.analysis.classify import Problem
 from domain.analysis.parameters import Inside
 from domain.analysis.result import Result
 from domain.config import Constraint, ModelType, StateConfig
-from domain.content import Fragment
+from domain.content import Fragment, ToldToken
 from domain.fingerprint import Fingerprint
 from domain.ids import ModelId, TokenId
 from domain.work import BeamRequest, BeamsFound, GenerationRequest, Scored, ScoreRequest, Step
@@ -134,6 +134,9 @@ class LanguageModel(Model, Protocol):
     eos_token_ids: frozenset[TokenId]
     max_beams: int
     max_result_bytes: int
+
+    def told(self, before: Sequence[TokenId], tokens: Sequence[TokenId]) -> list[ToldToken]:
+        """Each of ``tokens`` with the text that it would add, by itself, after ``before``."""
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Step, None]:
         """Draw tokens one by one. Closing the iterator ends the work and frees its memory."""

@@ -5,9 +5,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
+from msgspec import Raw
 
 from app.operations.analysis.analyze import Analyzed
-from app.representations import elements
+from app.representations import elements, nested
 from domain.analysis.result import ITEM_BYTES, Dtype, Tensor
 
 _PIECE_BYTES: Final = 1 << 18
@@ -77,7 +78,7 @@ def _npy_header(tensor: Tensor) -> bytes:
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
 
 
-def _safetensors_header(tensors: Sequence[Tensor], metadata: dict[str, str]) -> bytes:
+def _safetensors_header(tensors: Sequence[Tensor], metadata: dict[str, str | Raw]) -> bytes:
     entries: dict[str, Any] = {"__metadata__": metadata}
     start = 0
     for tensor in tensors:
@@ -93,18 +94,23 @@ def _safetensors_header(tensors: Sequence[Tensor], metadata: dict[str, str]) -> 
     return len(text).to_bytes(8, "little") + text
 
 
-def _metadata(found: Analyzed) -> dict[str, str]:
-    said = {
+def _metadata(found: Analyzed) -> dict[str, str | Raw]:
+    said: dict[str, str | Raw] = {
         "state_id": found.state.state_id,
         "version": str(found.state.version),
         "model_id": found.state.model_id,
         "fingerprint": found.fingerprint,
-        "facts": msgspec.json.encode(found.result.facts).decode(),
+        "facts": _quoted(b"{", *nested.members(found.result.facts), b"}"),
     }
     for tensor in found.result.tensors:
         said[f"{tensor.name}.layers"] = json.dumps(tensor.layers)
         said[f"{tensor.name}.range"] = json.dumps((tensor.start, tensor.end))
     return said
+
+
+def _quoted(*pieces: bytes) -> Raw:
+    """A text as a string in JSON, made piece by piece."""
+    return Raw(b'"' + b"".join(msgspec.json.encode(one.decode())[1:-1] for one in pieces) + b'"')
 
 
 def _pieces(tensor: Tensor) -> Iterator[memoryview]:

@@ -10,6 +10,7 @@ from msgspec import UNSET, Struct
 from app.operations.analysis.analyze import Analyzed
 from app.representations import elements
 from app.representations.answers import Described, Looked
+from domain import canonical
 from domain.analysis.extent import Extent
 from domain.analysis.result import Result, Tensor
 from domain.errors import ResultTooLarge
@@ -46,7 +47,8 @@ def parts(found: Analyzed) -> Iterator[bytes]:
         model_id=state.model_id,
         fingerprint=found.fingerprint,
     )
-    yield b"{" + _members(looked, result.facts)
+    yield b"{"
+    yield from members(looked, result.facts)
     nulls = 0
     for tensor in result.tensors:
         if tensor.inline:
@@ -56,13 +58,17 @@ def parts(found: Analyzed) -> Iterator[bytes]:
         tensors=tuple(elements.view(tensor, inline=tensor.inline) for tensor in result.tensors),
         note=_note(result, nulls) or UNSET,
     )
-    yield b"," + _members(described, result.beside) + b"}"
+    yield b","
+    yield from members(described, result.beside)
+    yield b"}"
 
 
-def _members(*structs: Struct | None) -> bytes:
+def members(*structs: Struct | None) -> Iterator[bytes]:
     """The fields of structs as they stand in one JSON object."""
-    encoded = (msgspec.json.encode(struct)[1:-1] for struct in structs if struct is not None)
-    return b",".join(filter(None, encoded))
+    fields: dict[str, Any] = {}
+    for struct in filter(None, structs):
+        fields |= msgspec.structs.asdict(struct)
+    return canonical.members(fields, msgspec.json.encode)
 
 
 def _note(result: Result, nulls: int) -> str:

@@ -4,9 +4,10 @@ import hashlib
 import math
 from typing import Any, Final, Literal
 
+import msgspec
 from msgspec import Struct
 
-from domain.canonical import as_json
+from domain.canonical import as_json, members
 from domain.errors import Conflict
 from domain.ids import StateId
 
@@ -77,11 +78,17 @@ def digest(result: Result) -> str:
     Over the JSON (sorted keys) of ``facts`` and ``tensors``: of each tensor its name, dtype, shape,
     layers and range, and the SHA-256 of its data.
     """
-    found: dict[str, Any] = {
-        "facts": result.facts,
-        "tensors": [_digested(tensor) for tensor in result.tensors],
-    }
-    return hashlib.sha256(as_json(found).encode()).hexdigest()
+    found = hashlib.sha256(b'{"facts":{')
+    facts = dict(sorted(msgspec.structs.asdict(result.facts).items()))
+    for piece in members(facts, _encoded):
+        found.update(piece)
+    found.update(b'},"tensors":' + _encoded([_digested(tensor) for tensor in result.tensors]))
+    found.update(b"}")
+    return found.hexdigest()
+
+
+def _encoded(value: Any) -> bytes:
+    return as_json(value).encode()
 
 
 def _digested(tensor: Tensor) -> dict[str, Any]:

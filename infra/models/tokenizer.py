@@ -7,10 +7,11 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
+from msgspec import UNSET
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from domain.content import Fragment
+from domain.content import Fragment, ToldToken
 from domain.errors import TooLarge, invalid
 from domain.ids import TokenId
 
@@ -108,6 +109,18 @@ class Tokenizer:
             tokens, [decoder.push(token) for token in tokens], list(map(self.partial, tokens))
         )
 
+    def told(self, before: Sequence[TokenId], tokens: Iterable[TokenId]) -> list[ToldToken]:
+        """Each of ``tokens`` with the text that it would add, by itself, after ``before``."""
+        decoder, partial = self.decoder(before), self._partial
+        return [
+            ToldToken(
+                token_id=token,
+                text=decoder.peek(token),
+                bytes=tuple(partial[token]) if token in partial else UNSET,
+            )
+            for token in tokens
+        ]
+
     def partial(self, token: TokenId) -> bytes | None:
         """The bytes of a token that is not whole characters by itself; null of any other."""
         return self._partial.get(token)
@@ -142,6 +155,13 @@ class TextDecoder:
     def push(self, token: TokenId) -> str:
         """The text that ``token`` adds."""
         return self._utf8.decode(self._bytes.get(token, b""))
+
+    def peek(self, token: TokenId) -> str:
+        """The text that ``token`` would add; nothing is pushed."""
+        state = self._utf8.getstate()
+        text = self.push(token)
+        self._utf8.setstate(state)
+        return text
 
 
 def _is_text(raw: bytes) -> bool:

@@ -150,10 +150,12 @@ async def _likeliest(
     rows = rows[first + steps.start : first + steps.stop]
     if kept.kind == "full":
         rows = tuple(await model.largest(rows, top_k))
-    return [
-        likeliest_of(row, top_k, run.scores.logsumexps[step])
-        for step, row in zip(steps, rows, strict=True)
-    ]
+    return await asyncio.to_thread(_read, rows, top_k, [run.scores.logsumexps[at] for at in steps])
+
+
+def _read(rows: Sequence[bytes], top_k: int, logsumexps: Sequence[float]) -> list[Likeliest]:
+    pairs = zip(rows, logsumexps, strict=True)
+    return [likeliest_of(row, top_k, logsumexp) for row, logsumexp in pairs]
 
 
 def _rows(event: TokensGenerated | ContinuationsGenerated, before: Run | None = None) -> int:

@@ -26,7 +26,7 @@ from domain.content import Fragment
 from domain.ids import TokenId
 from domain.models import LanguageModel
 from domain.state import Live
-from domain.work import ScoreRequest
+from domain.work import Scored, ScoreRequest
 
 
 async def look_at_tokens(
@@ -65,6 +65,10 @@ async def _computed(
         keep_k=top_k,
     )
     (found,) = await model.score([request], private=private)
+    return await asyncio.to_thread(_measured, found, asked, top_k)
+
+
+def _measured(found: Scored, asked: range, top_k: int) -> dict[int, Measured]:
     scores = found.scores
     return {
         position: Measured(
@@ -132,9 +136,11 @@ def _scores(measured: Measured | None) -> dict[str, Any]:
 def _top(
     model: LanguageModel, before: Sequence[TokenId], measured: Measured | None
 ) -> tuple[Likely, ...]:
+    likeliest = measured.likeliest if measured else ()
+    told = model.told(before, [token for token, _ in likeliest])
     return tuple(
-        Likely.of(model.fragment(before, (token,)), logprob=logprob)
-        for token, logprob in (measured.likeliest if measured else ())
+        Likely(token_id=one.token_id, text=one.text, bytes=one.bytes, logprob=logprob)
+        for one, (_, logprob) in zip(told, likeliest, strict=True)
     )
 
 
