@@ -2,9 +2,11 @@
 
 import logging
 import queue
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
+from typing import Final
 
 import torch
 
@@ -15,6 +17,13 @@ from infra.engine.sampling.recorder import Recorder
 logger = logging.getLogger(__name__)
 
 Command = Callable[[], None]
+
+_SWITCH_S: Final = 0.0005
+"""How long other threads may hold Python's lock while the engine, or the event loop, waits for it.
+
+Both do so several times in a step: with Python's own 5 ms, a token of a stream beside large answers
+is waited for about twice as long.
+"""
 
 
 class Engine:
@@ -35,6 +44,7 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def __enter__(self) -> "Engine":
+        sys.setswitchinterval(_SWITCH_S)  # of the whole process, as long as it runs
         self.recorder.__enter__()
         self._thread.start()
         return self
