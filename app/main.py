@@ -45,10 +45,12 @@ def create_app(settings: Settings) -> Litestar:
     v1 = [module.router for module in (states, diff, generation, analysis, models, audit, replay)]
     v1.append(transfer.router(settings.max_import_bytes))
     return Litestar(
-        route_handlers=[Router("/", route_handlers=v1, guards=[guard]), health.router],
+        route_handlers=[
+            Router("/", route_handlers=v1, guards=[guard], before_request=check_parameters),
+            health.router,  # probes may ask with what they like
+        ],
         dependencies={"service": Provide(provide_service)},
         exception_handlers=problems.HANDLERS,
-        before_request=check_parameters,
         before_send=[echo_request_id],
         lifespan=[lifespan],
         logging_config=None,

@@ -6,11 +6,13 @@ the database opened by the fork itself.
 """
 
 import asyncio
+import ctypes
 import importlib
 import os
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,9 +31,15 @@ FAST: Final = {"CACHER_THREADS": "1", "CACHER_HOT_CACHE_BYTES": str(32 << 20)}
 RUNNING: Final = 1000
 """An answer that is no exit code."""
 
+_PR_SET_PDEATHSIG: Final = 1
+
 
 class Nursery:
-    """The process to fork from. It answers one line for each line it is sent."""
+    """The process to fork from. It answers one line for each line it is sent.
+
+    It does not outlive an answer that nobody took, which would be taken for that to the next line;
+    its forks end with it.
+    """
 
     def __init__(self) -> None:
         self._home = TemporaryDirectory()  # of the hub's models: here is none
@@ -47,8 +55,11 @@ class Nursery:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.communicate(timeout=60)
-        self._home.cleanup()
+        try:
+            self._process.communicate(timeout=60)
+        finally:
+            self._process.kill()
+            self._home.cleanup()
 
     def fork(self, command: Sequence[str], environment: dict[str, str], **files: Path) -> "Forked":
         """A new process that runs a command; ``files`` are its ``output`` and its ``errors``."""
@@ -56,14 +67,14 @@ class Nursery:
         return Forked(self, self.ask({"do": "fork", "of": [list(command), environment, named]}))
 
     def run(self, *arguments: object, **settings: str) -> subprocess.CompletedProcess[str]:
-        """Run a ``cacher`` command to its end."""
+        """Run a ``cacher`` command to its end, for 5 minutes at most."""
         command = ["cacher", *map(str, arguments)]
         with TemporaryDirectory() as folder:
             output, errors = Path(folder) / "output", Path(folder) / "errors"
             process = self.fork(
                 command, clean_environment(**settings), output=output, errors=errors
             )
-            code = process.wait()
+            code = process.wait(timeout=300)
             return subprocess.CompletedProcess(
                 command, code, output.read_text(), errors.read_text()
             )
@@ -71,9 +82,13 @@ class Nursery:
     def ask(self, request: dict[str, Any]) -> int:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(msgspec.json.encode(request) + b"\n")
-        self._process.stdin.flush()
-        return int(self._process.stdout.readline())
+        try:
+            self._process.stdin.write(msgspec.json.encode(request) + b"\n")
+            self._process.stdin.flush()
+            return int(self._process.stdout.readline())
+        except BaseException:
+            self._process.kill()
+            raise
 
 
 class Forked:
@@ -95,18 +110,21 @@ class Forked:
             self._exit_code = None if answer == RUNNING else answer
         return self._exit_code
 
-    def wait(self, timeout: float = 0) -> int:
-        """Its exit code, once it has ended: it runs a command, or was sent a signal, so it does."""
-        del timeout
-        if self._exit_code is None:
-            self._exit_code = self._nursery.ask({"do": "wait", "of": self.pid})
-        return self._exit_code
+    def wait(self, timeout: float) -> int:
+        """Its exit code, once it has ended; one that takes longer is killed: an error."""
+        deadline = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > deadline:
+                self.send_signal(signal.SIGKILL)
+                raise TimeoutError(f"process {self.pid} did not end within {timeout} s")
+            time.sleep(0.002)
+        return code
 
 
 class ForkedServer(Server):
     """A server that a nursery brings forth. It first imports the module ``PRELUDE`` names.
 
-    ``errors`` is the file for what it logs.
+    ``errors`` is the file for what it logs. Its ``HF_HOME`` is the nursery's.
     """
 
     def __init__(
@@ -129,8 +147,15 @@ class FastServer(ForkedServer):
         super().__init__(nursery, database, errors, **{**FAST, **settings})
 
 
+def end_with_parent() -> None:
+    """Have a fork killed where its parent ends, if the system can."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _become(command: list[str], environment: dict[str, str], files: dict[str, str]) -> None:
     """Be the process that runs a command. Does not return."""
+    end_with_parent()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number, name in ((2, "errors"), (1, "output")):
         file = files.get(name)
@@ -159,8 +184,6 @@ def _answer(request: dict[str, Any]) -> int:
             if pid == 0:
                 _become(command, environment, files)
             return pid
-        case {"do": "wait", "of": pid}:
-            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         case {"do": "poll", "of": pid}:
             ended, status = os.waitpid(pid, os.WNOHANG)
             return os.waitstatus_to_exitcode(status) if ended else RUNNING

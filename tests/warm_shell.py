@@ -14,13 +14,14 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 if TYPE_CHECKING:
-    from tests.forking import Nursery
+    from tests.forking import Nursery  # what asks for a command imports nothing it need not
 
 SOCKET: Final = "WARM_SHELL_SOCKET"
 LENGTH_BYTES: Final = 8
@@ -64,6 +65,8 @@ def main(prog_name: str) -> None:
     """Run commands, each in a fork, until killed."""
     del prog_name
     address = os.environ.pop(SOCKET)
+    from tests.forking import end_with_parent
+
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(f"{address}.new")
         listening.listen()
@@ -73,6 +76,7 @@ def main(prog_name: str) -> None:
             connection, _ = listening.accept()
             with connection:
                 if os.fork() == 0:
+                    end_with_parent()
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                     listening.close()
                     _serve(connection)
@@ -85,6 +89,7 @@ def _serve(connection: socket.socket) -> None:
         length, streams, _, _ = socket.recv_fds(connection, LENGTH_BYTES, 3)
         with connection.makefile("rb") as sent:
             arguments, folder, environment = json.loads(sent.read(int.from_bytes(length)))
+        threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
             os.close(stream)
@@ -98,6 +103,12 @@ def _serve(connection: socket.socket) -> None:
         connection.sendall(bytes([code]))
     finally:
         os._exit(code)
+
+
+def _end_with(connection: socket.socket) -> None:
+    """End once the program that asked has ended: it sends nothing more."""
+    connection.recv(1)
+    os._exit(FAILED)
 
 
 def _exit_code(arguments: list[str]) -> int:

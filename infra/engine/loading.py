@@ -1,7 +1,5 @@
 """The engine and what loads models onto it. To import this takes seconds: it imports torch."""
 
-import gc
-
 import torch
 
 from domain.errors import ModelUnavailable
@@ -12,9 +10,6 @@ from infra.engine.options import EngineOptions
 from infra.models import loader
 from infra.models.catalogue import Source
 from infra.models.config_file import is_classifier
-
-gc.freeze()
-"""What is imported by now stays: to look for garbage in it would stop everything for 0.2 s."""
 
 
 class Loading:

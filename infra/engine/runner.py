@@ -80,9 +80,9 @@ class Runner:
             raise RuntimeError("there are sequences, but none has anything to compute")
         wanted = [(piece.sequence, piece.wanted) for piece in plan.slices]
         observations = [self._observation(sequence) for sequence, _ in wanted]
-        watch = Gallery(plan.slices, observations) if any(observations) else None
         self.executor.store.move(plan.moves)
         try:
+            watch = Gallery(plan.slices, observations) if any(observations) else None
             logits = self.executor.run(plan.slices, watch)
         except Exception as error:
             logger.exception("a forward pass failed")

@@ -134,8 +134,9 @@ class Scheduler:
 
     ``max_sequences`` bounds how many run together, ``max_rows`` the rows of one pass, and
     ``max_prefill_rows_beside_streams`` how many of them are prefill when somebody decodes (null:
-    no bound of its own): what a long prompt may delay a stream by. Where all texts in prefill are
-    looked at, nobody waits for a first token: ``max_observed_rows_beside_streams`` (null: as many).
+    no bound of its own): what a long prompt may delay a stream by. Where all texts in prefill and
+    in line are looked at, nobody waits for a first token: ``max_observed_rows_beside_streams``
+    (null: as many).
     """
 
     def __init__(
@@ -284,8 +285,8 @@ class Scheduler:
         decoding = [sequence for sequence in ready if sequence.remaining == 1]
         rows = self._max_rows - len(decoding)
         if beside_streams or self.streaming:
-            in_prefill = [sequence for sequence in self._running if sequence.remaining > 1]
-            observed = all(sequence.first_seen is not None for sequence in in_prefill)
+            coming = [sequence for sequence in self._running if sequence.remaining > 1]
+            observed = all(each.first_seen is not None for each in (*coming, *self._waiting))
             rows = min(rows, self._max_observed_rows if observed else self._max_prefill_rows)
         decoding.sort(key=lambda sequence: sequence.table)  # those that share blocks side by side
         slices = [Slice(sequence, sequence.computed, 1) for sequence in decoding]

@@ -596,7 +596,7 @@ def test_a_server_that_stops_ends_its_feeds_in_an_orderly_way(
                 # A body that was cut off, as that of a feed that does not end by itself would be
                 # after ten seconds or never, is an error of the client's.
                 assert [one.name for one in [*whole, *own] if not one.name.startswith(":")] == []
-        assert process.wait() in (0, -signal.SIGTERM)
+        assert process.wait(timeout=60) in (0, -signal.SIGTERM)
     finally:
         process.send_signal(signal.SIGKILL)
     written = errors.read_bytes()

@@ -31,7 +31,6 @@ MISSPELT = [
     ("POST", "/v1/forward?dry_run", "dry_run", "there are none"),
     ("GET", "/v1/models/cacher-tiny?version=1", "version", "there are none"),
     ("GET", "/v1/models/a/b?version=1", "version", "there are none"),
-    ("GET", "/health?verbose=1", "verbose", "there are none"),
     ("GET", "/v1/states/{state}?Version=1", "Version", "version, include"),
     ("GET", "/v1/states/{state}?%20version=1", " version", "version, include"),
     ("GET", "/v1/states/{state}?=1", "", "version, include"),
@@ -47,12 +46,13 @@ def state_id(client: httpx.Client) -> str:
 
 @pytest.fixture(scope="module")
 def operations(client: httpx.Client) -> list[tuple[str, str, Json]]:
-    """Method, path and description of every route of the OpenAPI document."""
+    """Method, path and description of every route of the interface."""
     paths: Json = ok(client.get("/schema/openapi.json"))["paths"]
     return [
         (method.upper(), path, operation)
         for path, item in paths.items()
         for method, operation in item.items()
+        if path.startswith("/v1/")
     ]
 
 
@@ -126,6 +126,11 @@ def test_all_that_is_wrong_with_parameters_is_named_at_once(
     asked = "version=1&verison=2&version=1&verison=3&inclde=tokens"
     answer = client.get(f"/v1/states/{state_id}?{asked}")
     assert_problem(answer, 400, "invalid-input", "version", "verison", "inclde")
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/metrics"])
+def test_what_a_probe_asks_with_changes_nothing(client: httpx.Client, path: str) -> None:
+    assert client.get(path, params={"at": "1"}).is_success
 
 
 def test_no_more_than_a_hundred_parameters_are_named(client: httpx.Client) -> None:

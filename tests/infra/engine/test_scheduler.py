@@ -249,8 +249,9 @@ class Scheduling(RuleBasedStateMachine):
         remaining = {piece.sequence: piece.sequence.remaining for piece in slices}
         if 1 in remaining.values():
             prefill = sum(piece.count for piece in slices if remaining[piece.sequence] > 1)
-            in_prefill = [text for text in self.scheduler._running if text.remaining > 1]
-            observed = all(text.first_seen is not None for text in in_prefill)
+            coming = [text for text in self.scheduler._running if text.remaining > 1]
+            coming += self.scheduler._waiting
+            observed = all(text.first_seen is not None for text in coming)
             assert prefill <= (self.observed if observed else self.beside_streams)
 
     def check_turns(self, slices: list[Slice]) -> None:
