@@ -19,9 +19,10 @@ from tests.app.api import (
     is_idle,
     ok,
     read,
+    tokens_of,
 )
 from tests.app.held import serving
-from tests.infra.engine.bench import Gate
+from tests.infra.engine.bench import Gate, recorded_passes
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::litestar.utils.deprecation.LitestarDeprecationWarning"
@@ -110,6 +111,7 @@ def test_the_smallest_and_the_largest_seed_are_kept_exactly(
 
 
 async def test_a_generation_is_the_same_alone_and_among_sixteen_others(database: Path) -> None:
+    """``tests/infra/engine/test_among_others.py`` has the control: with plain kernels it is not."""
     with serving(database) as (client, engine):
         await _generates_the_same_among_others(client, engine)
 
@@ -125,13 +127,22 @@ async def _generates_the_same_among_others(client: httpx.Client, engine: Engine)
             answer: Json = ok(await tasks.post("/v1/generate/token", json=body | HOT))
             return answer
 
-        with Gate(engine) as gate:
-            running = [start(state_id, seed, 30) for seed, state_id in enumerate(crowd)]
-            together = asyncio.gather(*running, start(among, 8, 24))
-            await gate.asked(17)
-        await together
-    assert _drawn(client, among) == _drawn(client, alone)
+        with recorded_passes() as passes:
+            with Gate(engine) as gate:
+                running = [start(state_id, seed, 30) for seed, state_id in enumerate(crowd)]
+                together = asyncio.gather(*running, start(among, 8, 24))
+                await gate.asked(17)
+            await together
+    drawn, text = _drawn(client, among), tokens_of(client, among)
+    assert drawn == _drawn(client, alone)
+    beside = [
+        len(sequences) - 1
+        for sequences in passes
+        if any(one.tokens == text[: len(one.tokens)] for one in sequences)
+    ]
+    assert len(beside) == len(drawn["tokens"]) == 24
+    assert min(beside) >= 8, "others were in every pass that drew a token of it"
     generate(client, other, 24, seed=9, **HOT)
-    assert _drawn(client, other)["tokens"] != _drawn(client, alone)["tokens"]
+    assert _drawn(client, other)["tokens"] != drawn["tokens"]
     assert_verified(client, among, *crowd[:4])
     assert is_idle(client)

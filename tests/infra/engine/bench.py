@@ -21,7 +21,7 @@ from infra.engine.kv_store import KVStore
 from infra.engine.language_model import TransformersModel
 from infra.engine.runner import Runner
 from infra.engine.sampling.sampler import Row
-from infra.engine.scheduler import Sequence
+from infra.engine.scheduler import Sequence, Slice
 
 ROOT: Final = bytes(32)
 
@@ -207,6 +207,20 @@ def held_at_next_pass(model: TransformersModel, *, before: int = 0) -> Iterator[
             yield held
         finally:
             held.goes_on.set()
+
+
+@contextmanager
+def recorded_passes() -> Iterator[list[list[Sequence]]]:
+    """The sequences of every pass that begins within, whichever model's it is."""
+    passes: list[list[Sequence]] = []
+    run = Executor.run
+
+    def record_and_run(executor: Executor, slices: Seq[Slice], *watch: Any) -> Tensor:
+        passes.append([piece.sequence for piece in slices])
+        return run(executor, slices, *watch)
+
+    with patch.object(Executor, "run", record_and_run):
+        yield passes
 
 
 def text(seed: int, count: int, vocabulary: int = 1024) -> list[int]:

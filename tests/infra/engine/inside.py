@@ -20,7 +20,7 @@ from infra.engine.language_model import TransformersModel
 from tests.builders import config
 from tests.infra.engine import small_models
 from tests.infra.engine.asking import request, steps
-from tests.infra.engine.bench import Gate, text
+from tests.infra.engine.bench import Gate, recorded_passes, text
 
 FAMILIES: Final = ("cacher-tiny", "gpt2", "llama", "mistral")
 """Learned positions and rotary ones, grouped heads, a window that the text is longer than."""
@@ -59,24 +59,28 @@ async def look(
 
 @asynccontextmanager
 async def streaming(model: TransformersModel, count: int = 6) -> AsyncIterator[None]:
-    """Within, texts are generated: what is asked first there is begun in one pass with them."""
+    """Within, texts are generated: what is asked first there is begun in one pass with them.
+
+    Raises:
+        ExceptionGroup: what went wrong within, or in one of the texts.
+        AssertionError: no pass was shared by all of them and the question.
+    """
     texts = [request(text(seed, 40), 120, seed=seed) for seed in range(count)]
-    with Gate(model._engine) as gate:
-        streams = [asyncio.create_task(steps(model, each)) for each in texts]
-        await gate.asked(count)
+    async with asyncio.TaskGroup() as tasks:
+        with Gate(model._engine) as gate, recorded_passes() as passes:
+            streams = [tasks.create_task(steps(model, each)) for each in texts]
+            await gate.asked(count)
 
-        async def begin() -> None:
-            await gate.asked(count + 1)
-            gate.open()
+            async def begin() -> None:
+                await gate.asked(count + 1)
+                gate.open()
 
-        beginning = asyncio.create_task(begin())
-        try:
+            beginning = tasks.create_task(begin())
             yield
             await beginning
-        finally:
-            for task in (beginning, *streams):
-                task.cancel()
-            await asyncio.wait((beginning, *streams))
+            for stream in streams:
+                stream.cancel()
+    assert max(map(len, passes)) > count, "all streams and the question in one pass"
 
 
 def values(result: Result, name: str) -> Tensor:
