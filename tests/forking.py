@@ -1,11 +1,9 @@
 """Processes that start in a moment: forked from one that has imported everything already.
 
-The import of torch and transformers, and what loading a first model takes once, is most of what a
-start costs. What is forked, served and killed is the command line as ever: the model is loaded and
-the database opened by the fork itself.
+The import of torch and transformers is most of what a start costs. What is forked, served and
+killed is the command line as ever: the model is loaded and the database opened by the fork itself.
 """
 
-import asyncio
 import ctypes
 import importlib
 import os
@@ -191,26 +189,23 @@ def _answer(request: dict[str, Any]) -> int:
             raise ValueError(request)
 
 
-async def _warm() -> None:
-    """Import everything, make an application and load a model, and let go of both.
+def _warm() -> None:
+    """Import everything, and make an application.
 
-    The threads of the engine end with it: a fork has none of them.
+    No model is loaded: what MKL and OpenMP keep of a thread that computed once is not fit for a
+    fork, in which that thread is gone.
     """
-    from app import bootstrap
     from app.main import create_app
     from app.settings import Settings
 
-    for name in PROGRAMS.values():
+    for name in (*PROGRAMS.values(), "infra.engine.loading", "torch.export._trace"):
         importlib.import_module(name)
-    settings = Settings(model_name="cacher-tiny", threads=1)
-    create_app(settings)
-    async with bootstrap.open_models(settings) as models:
-        await models.get(models.default)
+    create_app(Settings(model_name="cacher-tiny", threads=1))
 
 
 def main() -> None:
     """Fork on demand until the standard input ends."""
-    asyncio.run(_warm())
+    _warm()
     for line in sys.stdin:
         sys.stdout.write(f"{_answer(msgspec.json.decode(line))}\n")
         sys.stdout.flush()
