@@ -1,7 +1,6 @@
 """Query parameters: a route takes those that it has, each of them once."""
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -21,7 +20,8 @@ async def check_parameters(request: Request[Any, Any, Any]) -> None:
     """
     handler = request.scope["route_handler"]
     assert isinstance(handler, HTTPRouteHandler)
-    given = Counter(name for name, _ in request.query_params.multi_items())
+    query = request.query_params
+    given = {name: len(query.getall(name)) for name in query}  # in their order
     if given and handler.resolve_include_in_schema():
         names = _names(handler, request.path_params)
         if problems := tuple(islice(_problems(given, names), MAX_PROBLEMS)):
@@ -35,7 +35,7 @@ def _names(handler: HTTPRouteHandler, path: dict[str, Any]) -> list[str]:
     return [*own, *handler.resolve_layered_parameters()]
 
 
-def _problems(given: Counter[str], names: Sequence[str]) -> Iterator[FieldProblem]:
+def _problems(given: Mapping[str, int], names: Sequence[str]) -> Iterator[FieldProblem]:
     known = f"parameters are {', '.join(names)}" if names else "there are none"
     for name, times in given.items():
         if name not in names:
